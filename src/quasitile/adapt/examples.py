@@ -1,0 +1,44 @@
+"""Questions and text as padded batches with labels where there is something to learn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+IGNORED = -100
+
+
+def answer_tokens(tokenizer: Any, record: dict[str, Any], trace: str) -> tuple[list[int], list[int]]:
+    """Token ids of a record in the chat format, and labels on the assistant's turn alone.
+
+    Args:
+        tokenizer: With a chat template; without one, `Question: ...` and `Answer: ...`.
+        record: A question record.
+        trace: `none`, `before` or `after`: where the template puts the reasoning.
+    """
+    messages = record["messages"]
+    if tokenizer.chat_template is None:
+        prompt = f"Question: {messages[0]['content']}\nAnswer:"
+        whole = f"{prompt} {messages[-1]['content']}{tokenizer.eos_token or ''}"
+    else:
+        prompt = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
+        whole = tokenizer.apply_chat_template(messages, tokenize=False, trace=trace)
+    prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    rest_ids = tokenizer(whole.removeprefix(prompt), add_special_tokens=False)["input_ids"]
+    return prompt_ids + rest_ids, [IGNORED] * len(prompt_ids) + rest_ids
+
+
+def padded(rows: list[tuple[list[int], list[int]]], pad: int, limit: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Right-padded token ids, attention mask and labels, each (B, T); rows are cut at `limit` tokens."""
+    length = min(limit, max(len(tokens) for tokens, _ in rows))
+    tokens = torch.full((len(rows), length), pad)
+    labels = torch.full((len(rows), length), IGNORED)
+    mask = torch.zeros(len(rows), length, dtype=torch.long)
+    for i, (ids, wanted) in enumerate(rows):
+        count = min(length, len(ids))
+        tokens[i, :count] = torch.tensor(ids[:count])
+        labels[i, :count] = torch.tensor(wanted[:count])
+        mask[i, :count] = 1
+    return tokens, mask, labels

@@ -1,0 +1,91 @@
+"""Which rank blocks learn from a section (paper 3.3, step 4).
+
+A block's *usage* by a text is the mean square of what it adds to its layer's output, over tokens.
+Blocks that a section uses much more than background text does are the ones that handle its subject.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quasitile.runtime import TiledEmbedding, TiledLinear, TiledMatrix
+from quasitile.runtime.linear import RankBlock
+
+Usage = list[float]
+
+
+def rank_blocks(model: nn.Module) -> list[RankBlock]:
+    """All trainable blocks of rank above 0, in a fixed order."""
+    return [block for m in model.modules() if isinstance(m, TiledMatrix) for block in m.rank_blocks() if block.left.numel()]
+
+
+@torch.no_grad()
+def usage(model: Any, tokens: Tensor) -> dict[RankBlock, float]:
+    """How much each block is used by a text.
+
+    Args:
+        model: With trainable blocks.
+        tokens: (B, T) token ids.
+
+    Returns:
+        Mean square of each block's part of the layer's output, in scaled units that are the same
+        for every text.
+    """
+    found: dict[RankBlock, float] = {}
+    handles = []
+
+    def watch_linear(layer: TiledLinear, args: tuple[Tensor, ...]) -> None:
+        x = args[0].flatten(0, -2)
+        moment = x.T @ x / len(x)
+        for block in layer.matrix.rank_blocks():
+            if block.left.numel():
+                tile = layer.matrix.weight_of(block)
+                part = moment[block.tile.columns, block.tile.columns]
+                found[block] = float(((tile @ part) * tile).sum())
+
+    def watch_embedding(layer: TiledEmbedding, args: tuple[Tensor, ...]) -> None:
+        shares = torch.bincount(args[0].flatten(), minlength=layer.num_embeddings) / args[0].numel()
+        for block in layer.matrix.rank_blocks():
+            if block.left.numel():
+                found[block] = float((layer.matrix.weight_of(block).square().sum(1) * shares[block.tile.rows]).sum())
+
+    for module in model.modules():
+        if isinstance(module, TiledLinear):
+            handles.append(module.register_forward_pre_hook(watch_linear))
+        elif isinstance(module, TiledEmbedding):
+            handles.append(module.register_forward_pre_hook(watch_embedding))
+    try:
+        model(tokens, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def by_usage(blocks: list[RankBlock], here: Usage, background: Usage, count: int, rng: random.Random) -> list[RankBlock]:
+    """Those that the section uses most, relative to background text."""
+    ratio = [used / max(usual, 1e-30) for used, usual in zip(here, background, strict=True)]
+    order = sorted(range(len(blocks)), key=lambda i: -ratio[i])
+    return [blocks[i] for i in order[:count]]
+
+
+def at_random(blocks: list[RankBlock], here: Usage, background: Usage, count: int, rng: random.Random) -> list[RankBlock]:
+    """As many, drawn at random: the control."""
+    return rng.sample(blocks, count)
+
+
+def every(blocks: list[RankBlock], here: Usage, background: Usage, count: int, rng: random.Random) -> list[RankBlock]:
+    """All of them."""
+    return blocks
+
+
+SELECTIONS: dict[str, Callable[[list[RankBlock], Usage, Usage, int, random.Random], list[RankBlock]]] = {
+    "usage": by_usage,
+    "random": at_random,
+    "all": every,
+}

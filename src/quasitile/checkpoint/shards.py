@@ -1,0 +1,130 @@
+"""Safetensors shards with an index that carries a checksum for each (docs/format.md)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from quasitile.errors import InputError
+from quasitile.folders import read_json, write_json
+
+INDEX = "model.safetensors.index.json"
+SHARD_BYTES = 5_000_000_000
+DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+
+
+def write_shards(tensors: dict[str, Tensor], folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
+    """Write tensors as `model-00001-of-0000n.safetensors` and the index with checksums.
+
+    Args:
+        tensors: By name; contiguous, not sharing memory.
+        folder: Exists.
+        shard_bytes: A shard is closed before it grows beyond this (one tensor may be larger).
+    """
+    groups: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name, tensor in tensors.items():
+        num_bytes = tensor.numel() * tensor.element_size()
+        if groups[-1] and size + num_bytes > shard_bytes:
+            groups.append({})
+            size = 0
+        groups[-1][name] = tensor.contiguous()
+        size += num_bytes
+    checksums, weight_map = {}, {}
+    for number, group in enumerate(groups, 1):
+        file = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
+        save_file(group, folder / file, metadata={"format": "pt"})
+        checksums[file] = checksum(folder / file)
+        weight_map |= dict.fromkeys(group, file)
+    total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    write_json(folder / INDEX, {"metadata": {"total_size": total, "sha256": checksums}, "weight_map": weight_map})
+
+
+def checksum(file: Path) -> str:
+    """The file's SHA-256, as hexadecimal digits."""
+    with file.open("rb") as data:
+        return hashlib.file_digest(data, "sha256").hexdigest()
+
+
+def verify_checksums(files: Iterable[str | Path]) -> None:
+    """Compare weight files with the checksums in their folder's index, where it has any.
+
+    Raises:
+        InputError: A file differs, is missing, or the index names none for it.
+    """
+    for file in map(Path, files):
+        index = file.parent / INDEX
+        if not index.is_file():
+            continue
+        expected = read_json(index).get("metadata", {}).get("sha256")
+        if expected is None:
+            continue
+        if file.name not in expected:
+            raise InputError(f"{index} has no checksum for {file.name}; copy the whole folder again")
+        if not file.is_file():
+            raise InputError(f"{file} is missing; copy the whole folder again")
+        if checksum(file) != expected[file.name]:
+            raise InputError(f"{file} does not match its checksum in {INDEX}; it is damaged, copy it again")
+
+
+def weight_files(folder: str | Path) -> list[Path]:
+    """The safetensors files of a model folder.
+
+    Raises:
+        InputError: The folder is missing or holds no safetensors weights.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder; give a model folder in the Hugging Face layout")
+    single = folder / "model.safetensors"
+    files = [single] if single.is_file() else []
+    if not files and (folder / INDEX).is_file():
+        files = [folder / name for name in sorted(set(read_json(folder / INDEX).get("weight_map", {}).values()))]
+    if not files:
+        raise InputError(f"{folder} has no safetensors weights; convert the model to safetensors first")
+    for file in files:
+        if not file.is_file():
+            raise InputError(f"{file} is missing; copy the whole folder again")
+    return files
+
+
+def stored_bytes(folder: str | Path) -> int:
+    """Bytes of all weight files of a model folder, headers included."""
+    return sum(file.stat().st_size for file in weight_files(folder))
+
+
+def tensor_headers(folder: str | Path) -> dict[str, dict[str, Any]]:
+    """Name -> `{"dtype", "shape", "num_bytes", "file"}` of every tensor, from the files' headers alone.
+
+    Raises:
+        InputError: A file is shorter than its header says, or its header is not readable.
+    """
+    tensors = {}
+    for file in weight_files(folder):
+        size = file.stat().st_size
+        with file.open("rb") as data:
+            head = data.read(8)
+            length = struct.unpack("<Q", head)[0] if len(head) == 8 else size
+            if length > size - 8:
+                raise InputError(f"{file} is truncated; copy it again")
+            try:
+                header = json.loads(data.read(length))
+                for name, entry in header.items():
+                    if name == "__metadata__":
+                        continue
+                    start, stop = entry["data_offsets"]
+                    if stop > size - 8 - length:
+                        raise InputError(f"{file} is truncated inside {name}; copy it again")
+                    tensors[name] = {"dtype": entry["dtype"], "shape": entry["shape"], "num_bytes": stop - start, "file": file.name}
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                if isinstance(error, InputError):
+                    raise
+                raise InputError(f"{file} has no valid safetensors header; copy it again") from error
+    return tensors

@@ -1,0 +1,199 @@
+"""The command line: every command is a thin wrapper over one public function of the same name."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+import quasitile
+from quasitile.errors import InputError
+from quasitile.progress import human_bytes, set_quiet, table
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
+    help="Make a large language model small, then teach it a scientific field by reading papers.",
+)  # fmt: skip
+screen = Console(highlight=False)
+
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated.")]
+Out = Annotated[Path, typer.Argument(help="The folder to make.")]
+Text = Annotated[Path, typer.Option("--text", help="General text: JSON lines with a `text` key, or a text file.")]
+
+
+def settings_of(kind: Any, changes: Sequence[str] | None) -> Any:
+    """A stage's settings with `--set` applied."""
+    from quasitile.recipe import apply_overrides, validated
+
+    content: dict[str, Any] = {}
+    apply_overrides(content, changes or ())
+    return validated(kind, content, "--set")
+
+
+@app.command()
+def run(
+    recipe: Annotated[Path | None, typer.Argument(help="A YAML file; without it, the embedded demonstration.")] = None,
+    out: Annotated[Path, typer.Option("--out", help="The run folder.")] = Path("run"),
+    changes: Set = None,
+) -> None:
+    """Everything in order: compress, align, read, adapt, evaluate, report; resumes where it stopped."""
+    summary = quasitile.run(recipe, out, overrides=changes or ())
+    from quasitile.report.terminal import print_run
+
+    print_run(screen, out, summary)
+
+
+@app.command()
+def inspect(
+    model: str,
+    out: Annotated[Path | None, typer.Option("--out", help="Also write plan.json into this folder.")] = None,
+    changes: Set = None,
+) -> None:
+    """Sizes, matrices and what a budget would buy; reads headers only."""
+    plan = quasitile.inspect(model, out, settings_of(quasitile.InspectSettings, changes))
+    rows = [
+        (row["size"], human_bytes(row["stored_bytes"]), f"{row['bits_per_weight']:.2f}", f"{row['mean_rank']:.1f}")
+        for row in plan["sizes"]
+    ]
+    title = f"{plan['num_parameters']:,} parameters, {plan['num_matrices']} matrices, {human_bytes(plan['original_bytes'])} in bf16"
+    screen.print(table(title, ("size", "stored", "bits a weight", "about mean rank"), rows))
+
+
+@app.command()
+def sample(model: str, out: Out, changes: Set = None) -> None:
+    """General text in the model's own words, for when no text is given."""
+    show(quasitile.sample(model, out, settings_of(quasitile.SampleSettings, changes)))
+
+
+@app.command()
+def compress(
+    model: str,
+    out: Out,
+    text: Text,
+    size: Annotated[str | None, typer.Option("--size", help="25%, 4GB or 7B (parameters).")] = None,
+    changes: Set = None,
+) -> None:
+    """Tile, factorise, transform, truncate and store within a size."""
+    changes = [*(changes or ()), *([f"size='{size}'"] if size else ())]
+    show(quasitile.compress(model, out, text=text, settings=settings_of(quasitile.CompressSettings, changes)))
+
+
+@app.command()
+def align(model: str, out: Out, teacher: Annotated[str, typer.Option(help="The original model.")], text: Text, changes: Set = None) -> None:
+    """Train the blocks to reproduce the original's hidden states and predictions."""
+    show(quasitile.align(model, out, teacher=teacher, text=text, settings=settings_of(quasitile.AlignSettings, changes)))
+
+
+@app.command()
+def read(papers: Path, out: Out, changes: Set = None) -> None:
+    """From papers to sections to questions with evidence and traces."""
+    show(quasitile.read(papers, out, settings_of(quasitile.ReadSettings, changes)))
+
+
+@app.command()
+def adapt(
+    model: str,
+    reading: Path,
+    out: Out,
+    text: Text,
+    teacher: Annotated[str | None, typer.Option(help="The original model, to stay close to.")] = None,
+    changes: Set = None,
+) -> None:
+    """Learn section by section, on the blocks that matter for each."""
+    settings = settings_of(quasitile.AdaptSettings, changes)
+    show(quasitile.adapt(model, reading, out, teacher=teacher, text=text, settings=settings))
+
+
+@app.command()
+def evaluate(
+    out: Out,
+    original: Annotated[str | None, typer.Option(help="The dense model.")] = None,
+    compressed: Annotated[str | None, typer.Option()] = None,
+    aligned: Annotated[str | None, typer.Option()] = None,
+    adapted: Annotated[str | None, typer.Option()] = None,
+    reading: Annotated[Path | None, typer.Option(help="A reading folder: questions and held-out papers.")] = None,
+    general: Annotated[Path | None, typer.Option(help="Held-out general text.")] = None,
+    domain: Annotated[Path | None, typer.Option(help="Held-out text of the field.")] = None,
+    entities: Annotated[list[Path] | None, typer.Option(help="Annotated sentences; twice for train and test.")] = None,
+    properties: Annotated[Path | None, typer.Option(help="Property records.")] = None,
+    choices: Annotated[Path | None, typer.Option(help="Multiple-choice questions.")] = None,
+    changes: Set = None,
+) -> None:
+    """Measure models side by side on the same data."""
+    given = {"original": original, "compressed": compressed, "aligned": aligned, "adapted": adapted}
+    summary = quasitile.evaluate(
+        {name: model for name, model in given.items() if model},
+        out,
+        reading=reading,
+        general=general,
+        domain=domain,
+        entities=entities[0] if entities and len(entities) == 1 else entities,
+        properties=properties,
+        choices=choices,
+        settings=settings_of(quasitile.EvaluateSettings, changes),
+    )
+    from quasitile.report.terminal import print_measures
+
+    print_measures(screen, summary)
+
+
+@app.command()
+def report(run: Path, out: Annotated[Path | None, typer.Option("--out", help="Where the page goes.")] = None) -> None:
+    """One self-contained HTML page about a run folder."""
+    screen.print(f"{quasitile.report(run, out)['path']}")
+
+
+def show(summary: dict[str, Any]) -> None:
+    """A stage's summary as a short table: its plain values."""
+    rows = [
+        (key.replace("_", " "), human_bytes(value) if key.endswith("_bytes") else short(value))
+        for key, value in summary.items()
+        if isinstance(value, int | float | str) and not isinstance(value, bool)
+    ]
+    screen.print(table("", ("", ""), rows))
+
+
+def short(value: float | str) -> str:
+    """Numbers with few digits, everything else as it is."""
+    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
+
+
+def guarded(command: Callable[[], Any]) -> int:
+    """Run a command; one line and exit status 2 for what the user can mend."""
+    try:
+        command()
+    except InputError as error:
+        line = str(error)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        line = f"no space left on the device while writing {error.filename or 'the output'}; free some room and run again"
+    except KeyboardInterrupt:
+        print("quasitile: stopped; run the same command again to go on", file=sys.stderr)
+        return 130
+    else:
+        return 0
+    print(f"quasitile: {' '.join(line.split())}", file=sys.stderr)
+    return 2
+
+
+def main() -> None:
+    """The entry point."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    set_quiet(bool(os.environ.get("QUASITILE_QUIET")))
+    sys.exit(guarded(lambda: app(standalone_mode=False)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,239 @@
+"""U and V of a tile (paper Eq. 1-3), rounded in the frequency domain with one step for everything.
+
+Damage model (docs/mathematics.md): for a layer `y = W x` with second moment `H = E[x x^T]` of the
+inputs and mean squares `g` of the outputs' gradients, an error E of the weight costs about
+`1/2 tr(diag(g) E H E^T)` nats a token. Rows are scaled by `sqrt(g)` and columns by `sqrt(diag H)`
+first, so that the damage of a tile is `1/2 ||E L||^2`, where `L L^T` is the scaled second moment;
+then one rounding step for the whole model makes every stored number cost the same.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from quasitile.codec.block import Block, CodedMatrix, Tile, Tiling
+from quasitile.codec.spectrum import basis, round_with_dead_zone
+
+BITS_OF_COMPONENT = 32  # its scale and two spreads
+MAX_CODE = 32767
+SCALE_OCTAVE = 8  # row and column scales are powers of 2^(1/8)
+SCALE_CENTRE = 128
+
+
+def scale_codes(values: Tensor) -> Tensor:
+    """The nearest representable scale of each positive value, as a uint8 code."""
+    octaves = values.double().clamp_min(1e-30).log2() * SCALE_OCTAVE
+    return (octaves.round() + SCALE_CENTRE).clamp(0, 255).to(torch.uint8)
+
+
+def scale_values(codes: Tensor) -> Tensor:
+    """The scales that codes stand for: `2^((code - 128) / 8)`, float32."""
+    return torch.exp2((codes.float() - SCALE_CENTRE) / SCALE_OCTAVE)
+
+
+def damped_cholesky(second_moment: Tensor, damping: float = 0.01) -> Tensor:
+    """Lower L with `L L^T = H + damping * mean(diag H) I`; H may be singular.
+
+    Args:
+        second_moment: (N, N) symmetric positive semi-definite, any float type; computed in float64.
+        damping: A share of the mean diagonal.
+    """
+    moment = second_moment.double()
+    mean = moment.diagonal().mean().clamp_min(1e-30)
+    eye = torch.eye(len(moment), dtype=torch.float64)
+    lower, info = torch.linalg.cholesky_ex(moment + damping * mean * eye)
+    if int(info) == 0:
+        return lower
+    values, vectors = torch.linalg.eigh(moment)  # rounding made it indefinite
+    root = vectors * (values.clamp_min(0) + damping * mean).sqrt()
+    return torch.linalg.qr(root.T).R.T * torch.linalg.qr(root.T).R.diagonal().sign()
+
+
+def whitened_svd(matrix: Tensor, whitener: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Singular value decomposition of `matrix @ whitener`, undone in V.
+
+    Args:
+        matrix: (P, Q).
+        whitener: (Q, Q) lower triangular.
+
+    Returns:
+        `U (P, R)`, `singular_values (R,)`, `V (Q, R)` with `matrix = U diag(s) V^T` and
+        `whitener^T V` orthonormal: truncation is optimal for `||E whitener||` (Eckart-Young).
+    """
+    u, s, vh = torch.linalg.svd(matrix @ whitener, full_matrices=False)
+    return u, s, torch.linalg.solve_triangular(whitener.T, vh.T, upper=True)
+
+
+@cache
+def _entropy_table() -> tuple[Tensor, Tensor]:
+    """log2 of the spread against the entropy in bits of a rounded normal variable."""
+    log_spread = torch.linspace(-5, 5, 201, dtype=torch.float64)
+    edges = torch.arange(-400, 401, dtype=torch.float64) - 0.5
+    cumulative = torch.special.ndtr(edges / torch.exp2(log_spread)[:, None])
+    mass = cumulative.diff(dim=1).clamp_min(1e-300)
+    return log_spread, -(mass * mass.log2()).sum(1)
+
+
+def rounded_normal_bits(spread: Tensor) -> Tensor:
+    """Entropy in bits of `round(x)` for normal x of standard deviation `spread`.
+
+    Within 0.01 bit; above 2^5 by the formula for small steps.
+    """
+    grid, bits = _entropy_table()
+    place = (spread.double().clamp_min(2**-5).log2() - grid[0]) / (grid[1] - grid[0])
+    low = place.floor().clamp(0, len(grid) - 2).long()
+    inside = bits[low] + (place - low) * (bits[low + 1] - bits[low])
+    formula = spread.double().clamp_min(1e-30).log2() + 0.5 * math.log2(2 * math.pi * math.e)
+    return torch.where(spread > 2**5, formula, inside)
+
+
+def kept_rank(
+    singular_values: Tensor, right_norms: Tensor, shape: tuple[int, int], step: float, mean_moment: float
+) -> tuple[int, float]:
+    """How many components pay for their bytes at this step, and about how many bits they take.
+
+    A component is kept while its share of the squared error exceeds the price of its bits, at the
+    exchange rate that rounding itself pays: `step^2 ln(2) / 6` for a bit.
+
+    Args:
+        singular_values: (R,) of the whitened tile, largest first.
+        right_norms: (R,) Euclidean norms of V's columns.
+        shape: (P, Q).
+        step: The rounding step of the whole model.
+        mean_moment: Mean diagonal of the tile's second moment.
+    """
+    num_rows, num_columns = shape
+    left_spread = singular_values / (math.sqrt(num_rows) * step)
+    right_spread = right_norms * singular_values * math.sqrt(mean_moment / num_columns) / step
+    bits = num_rows * rounded_normal_bits(left_spread) + num_columns * rounded_normal_bits(right_spread) + BITS_OF_COMPONENT
+    price = step**2 * math.log(2) / 6
+    rounding = (num_rows + num_columns) * step**2 / 12
+    pays = singular_values.double().square() > price * bits + rounding
+    rank = int(pays.long().cumprod(0).sum())
+    return rank, float(bits[:rank].sum())
+
+
+def encode_tile(target: Tensor, whitener: Tensor, step: float, transform: str, threshold: float, max_rank: int | None) -> Block:
+    """Factorise one tile, transform both factors, round and truncate them.
+
+    V is rounded first; U is then solved again for the rounded V (least squares under the whitened
+    norm), so that it takes up V's error, and rounded last.
+
+    Args:
+        target: (P, Q) float64.
+        whitener: (Q, Q) lower triangular, float64.
+        step: Rounding step of the left coefficients; the right ones get `step / s_k` over the root
+            of the mean moment, which costs the same.
+        transform: See `spectrum.TRANSFORMS`.
+        threshold: Dead zone in steps.
+        max_rank: At most so many components, or no limit.
+    """
+    num_rows, num_columns = target.shape
+    left, singular_values, right = whitened_svd(target, whitener)
+    mean_moment = float(whitener.square().sum()) / num_columns
+    rank, _ = kept_rank(singular_values, right.norm(dim=0), (num_rows, num_columns), step, mean_moment)
+    rank = min(rank, max_rank) if max_rank is not None else rank
+    if rank == 0:
+        return Block(torch.zeros(num_rows, 0), torch.zeros(num_columns, 0), torch.zeros(0))
+    right_step = step / (singular_values[:rank] * math.sqrt(mean_moment))
+    right_basis = basis(transform, num_columns, torch.float64)
+    left_basis = basis(transform, num_rows, torch.float64)
+    right_codes = round_with_dead_zone(right_basis @ right[:, :rank] / right_step, threshold).clamp(-MAX_CODE, MAX_CODE)
+    scale = (step * right_step).to(torch.bfloat16).double()
+    stored_right = right_basis.T @ right_codes  # in units of its step
+    left_in_steps = solve_left(target @ whitener, whitener.T @ stored_right) / scale
+    left_codes = round_with_dead_zone(left_basis @ left_in_steps, threshold).clamp(-MAX_CODE, MAX_CODE)
+    return Block(left_codes.float(), right_codes.float(), scale.float())
+
+
+def solve_left(target: Tensor, right: Tensor) -> Tensor:
+    """The U (P, R) that minimises `||target - U right^T||` for target (P, Q) and right (Q, R)."""
+    gram = right.T @ right
+    damping = 1e-9 * gram.diagonal().mean().clamp_min(1e-30)
+    return torch.linalg.solve(gram + damping * torch.eye(len(gram), dtype=gram.dtype), right.T @ target.T).T
+
+
+def decode_tile(block: Block, transform: str) -> Tensor:
+    """The tile (P, Q) that a block stands for (paper Eq. 4), in the block's dtype."""
+    left = basis(transform, block.left.shape[0], block.left.dtype).T @ (block.left * block.scale)
+    right = basis(transform, block.right.shape[0], block.right.dtype).T @ block.right
+    return left @ right.T
+
+
+def encode_matrix(
+    weight: Tensor,
+    tiling: Tiling,
+    second_moment: Tensor,
+    output_gradients: Tensor,
+    step: float,
+    transform: str = "dct",
+    threshold: float = 0.5,
+    max_rank: int | None = None,
+    feedback: bool = True,
+    damping: float = 0.01,
+) -> tuple[CodedMatrix, float]:
+    """Code a matrix tile by tile at one rounding step.
+
+    With `feedback`, column bands are coded from last to first inside each row band, and what a band
+    lost is handed to the bands before it, as the second moment says they can make up for it (the
+    block form of Cholesky feedback); tiles are then whitened by the diagonal blocks of the Cholesky
+    factor. Without, each tile is whitened by its own columns' second moment.
+
+    Args:
+        weight: (M, N).
+        tiling: Of the same shape.
+        second_moment: (N, N) of the inputs.
+        output_gradients: (M,) mean squares of the gradient at each output.
+        step: Rounding step, in roots of nats.
+        transform: See `spectrum.TRANSFORMS`.
+        threshold: Dead zone in steps.
+        max_rank: A limit for every tile's rank.
+        feedback: See above.
+        damping: Share of the mean moment added to the diagonal.
+
+    Returns:
+        The coded matrix, and its predicted damage in nats a token.
+    """
+    row_codes = scale_codes(output_gradients.double().sqrt())
+    column_codes = scale_codes(second_moment.double().diagonal().sqrt())
+    rows, columns = scale_values(row_codes).double(), scale_values(column_codes).double()
+    scaled = weight.double() * rows[:, None] * columns
+    moment = second_moment.double() / columns / columns[:, None]
+    lower = damped_cholesky(moment, damping)
+    blocks: dict[Tile, Block] = {}
+    damage = 0.0
+    for band in row_bands(tiling):
+        errors = torch.zeros(band[0].shape[0], weight.shape[1], dtype=torch.float64)
+        for tile in reversed(band):
+            inner = lower[tile.columns, tile.columns] if feedback else damped_cholesky(moment[tile.columns, tile.columns], damping)
+            target = scaled[tile.rows, tile.columns]
+            if feedback and tile.column_stop < weight.shape[1]:
+                later = errors[:, tile.column_stop :] @ lower[tile.column_stop :, tile.columns]
+                target = target + torch.linalg.solve_triangular(inner, later, upper=False, left=False)
+            block = encode_tile(target, inner, step, transform, threshold, max_rank)
+            error = target - decode_tile(block, transform).double()
+            errors[:, tile.columns] = error
+            damage += 0.5 * float((error @ inner).square().sum())
+            blocks[tile] = block
+    coded = CodedMatrix(tiling, [blocks[tile] for tile in tiling.tiles], transform, row_codes, column_codes)
+    return coded, damage
+
+
+def row_bands(tiling: Tiling) -> list[list[Tile]]:
+    """Tiles grouped by their rows, each group ordered by columns."""
+    bands: dict[tuple[int, int], list[Tile]] = {}
+    for tile in tiling.tiles:
+        bands.setdefault((tile.row_start, tile.row_stop), []).append(tile)
+    return [sorted(band, key=lambda tile: tile.column_start) for band in bands.values()]
+
+
+def decode_matrix(coded: CodedMatrix) -> Tensor:
+    """The dense weight (M, N), float32."""
+    weight = torch.zeros(coded.tiling.shape)
+    for tile, block in zip(coded.tiling.tiles, coded.blocks, strict=True):
+        weight[tile.rows, tile.columns] = decode_tile(block, coded.transform)
+    return weight / scale_values(coded.row_scales)[:, None] / scale_values(coded.column_scales)

@@ -1,0 +1,188 @@
+"""Compression from a model folder to a model folder: calibrate -> tile -> factor -> transform -> allocate -> write."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from quasitile.checkpoint import stored_bytes
+from quasitile.codec.factors import decode_matrix
+from quasitile.codec.packing import unpack
+from quasitile.codec.spectrum import TRANSFORMS
+from quasitile.codec.tiling import TILINGS
+from quasitile.compress.allocate import Coded, Coding, Job, allocate
+from quasitile.compress.calibrate import calibrate, compressible_layers
+from quasitile.compress.size import parse_size
+from quasitile.compress.text import read_texts, token_windows
+from quasitile.errors import InputError
+from quasitile.folders import stage_folder, write_json
+from quasitile.progress import human_bytes, say
+from quasitile.runtime import convert, is_compressed, load_model, save_model
+from quasitile.settings import Settings
+
+BITS_OF_BF16 = 16
+
+
+class TilingSettings(Settings):
+    """Where the tiles lie."""
+
+    name: Literal[*TILINGS] = "fibonacci"  # type: ignore[valid-type]
+    short: int = Field(96, ge=1, description="the shorter tile side; the longer one is 1.618 times it")
+    seed: int = Field(0, ge=0, description="phase of the chain, or order of the shuffled one")
+
+
+class SpectrumSettings(Settings):
+    """What is done in the frequency domain."""
+
+    transform: Literal[*TRANSFORMS] = "dct"  # type: ignore[valid-type]
+    threshold: float = Field(0.55, ge=0.5, description="coefficients below this many steps are truncated")
+
+
+class CalibrationSettings(Settings):
+    """How much text is streamed for the moments."""
+
+    num_windows: int = Field(96, ge=1)
+    num_tokens: int = Field(256, ge=2, description="a window")
+    batch_size: int = Field(8, ge=1)
+
+
+class CompressSettings(Settings):
+    """How a model is compressed."""
+
+    size: str = Field("25%", description="share of bf16 bytes (25%), bytes (4GB) or stored parameters (7B)")
+    tiling: TilingSettings = TilingSettings()
+    spectrum: SpectrumSettings = SpectrumSettings()
+    max_rank: int | None = Field(None, ge=1)
+    feedback: bool = Field(True, description="let column bands make up for what later ones lost")
+    calibration: CalibrationSettings = CalibrationSettings()
+    workers: int = Field(0, ge=0, description="threads; 0 for one a core")
+    seed: int = 0
+
+
+def compress(model: str | Path, out: str | Path, *, text: str | Path, settings: CompressSettings | None = None) -> dict[str, Any]:
+    """Compress a model to a given size (paper 3.1 and 3.2.1).
+
+    Args:
+        model: A Hugging Face folder or hub name with a causal language model.
+        out: The model folder to make.
+        text: Calibration text: a JSON-lines file with a `text` key, or a text file. `sample` makes
+            one from the model itself.
+        settings: See `CompressSettings`.
+
+    Returns:
+        The summary: sizes, predicted damage, and a line a matrix.
+
+    Raises:
+        InputError: The model cannot be used, or the size cannot be met.
+    """
+    settings = settings or CompressSettings()
+    if is_compressed(model):
+        raise InputError(f"{model} is already compressed; start from the original model")
+    dense, tokenizer = load_model(model)
+    layers, tied = compressible_layers(dense)
+    check_weights(layers)
+    num_parameters = sum(parameter.numel() for parameter in dense.parameters())
+    original_bytes = num_parameters * BITS_OF_BF16 // 8
+    target = parse_size(settings.size, original_bytes)
+    with stage_folder(out, "compress", settings, settings.seed, model=model, text=text) as stage:
+        amount = settings.calibration
+        windows = token_windows(tokenizer, read_texts(text), amount.num_tokens, amount.num_windows, settings.seed)
+        moments = calibrate(dense, windows, amount.batch_size, settings.seed)
+        place = TILINGS[settings.tiling.name]
+        jobs = [
+            Job(
+                name,
+                layer.weight.detach().float(),
+                place(*layer.weight.shape, settings.tiling.short, settings.tiling.seed),
+                moments[name],
+            )
+            for name, layer in layers.items()
+        ]
+        coding = Coding(settings.spectrum.transform, settings.spectrum.threshold, settings.max_rank, settings.feedback)
+        rest = [p.numel() for n, p in dense.named_parameters() if n.removesuffix(".weight") not in layers]
+
+        def num_bytes(coded: dict[str, Coded]) -> int:
+            headers = 140 * (len(rest) + len(coded)) + 200
+            return sum(result.payload.numel() for result in coded.values()) + 2 * sum(rest) + headers
+
+        def num_numbers(coded: dict[str, Coded]) -> int:
+            return sum(result.num_numbers for result in coded.values()) + sum(rest)
+
+        measure, limit = (num_bytes, target.num_bytes) if target.num_bytes is not None else (num_numbers, target.num_parameters)
+        assert limit is not None
+        coded, step = allocate(jobs, coding, measure, limit, settings.workers or len(os.sched_getaffinity(0)))
+        convert(dense, {name: result.matrix for name, result in coded.items()}, tied)
+        save_model(dense, tokenizer, stage.path)
+        stage.summary |= {
+            "original_bytes": original_bytes,
+            "target_bytes": target.num_bytes,
+            "stored_bytes": stored_bytes(stage.path),
+            "stored_parameters": num_numbers(coded),
+            "num_parameters": num_parameters,
+            "bits_per_weight": 8 * stored_bytes(stage.path) / num_parameters,
+            "predicted_damage_nats": sum(result.damage_nats for result in coded.values()),
+            "step": step if step < float("inf") else None,
+            "calibration_tokens": windows.numel(),
+            "matrices": [describe_matrix(job, coded[job.name], settings) for job in jobs],
+        }
+        largest = max(jobs, key=lambda job: len(job.tiling.tiles) if min(job.weight.shape) > settings.tiling.short else 0)
+        write_json(stage.path / "picture.json", picture(largest, coded[largest.name]))
+    say(f"  {human_bytes(original_bytes)} in bf16 -> {human_bytes(stage.summary['stored_bytes'])}")
+    return stage.summary
+
+
+def check_weights(layers: dict[str, nn.Module]) -> None:
+    """Refuse weights that are not numbers.
+
+    Raises:
+        InputError: A layer holds NaN or infinite values, or there is no layer.
+    """
+    if not layers:
+        raise InputError("the model has no linear layer to compress; give a causal language model")
+    for name, layer in layers.items():
+        if not torch.isfinite(layer.weight).all():
+            raise InputError(f"{name}.weight holds NaN or infinite values; the checkpoint is damaged")
+
+
+def describe_matrix(job: Job, coded: Coded, settings: CompressSettings) -> dict[str, Any]:
+    """The summary's line about one matrix."""
+    ranks = [block.rank for block in coded.matrix.blocks]
+    codes = [codes for block in coded.matrix.blocks for codes in (block.left, block.right)]
+    num_codes = sum(c.numel() for c in codes)
+    error = job.weight - decode_matrix(coded.matrix)
+    return {
+        "name": job.name,
+        "shape": list(job.weight.shape),
+        "tiling": settings.tiling.name,
+        "num_tiles": len(ranks),
+        "mean_rank": sum(ranks) / len(ranks),
+        "max_rank": max(ranks),
+        "stored_bytes": coded.payload.numel(),
+        "bits_per_weight": 8 * coded.payload.numel() / job.weight.numel(),
+        "relative_squared_error": float(error.square().sum() / job.weight.square().sum().clamp_min(1e-30)),
+        "kept_share": sum(int((c != 0).sum()) for c in codes) / num_codes if num_codes else 0.0,
+        "predicted_damage_nats": coded.damage_nats,
+    }
+
+
+def picture(job: Job, coded: Coded) -> dict[str, Any]:
+    """The layout of one matrix: a row a tile, for the report."""
+    stored = unpack(coded.payload)
+    tiles = [
+        [t.row_start, t.row_stop, t.column_start, t.column_stop, block.rank, tile_bytes(block.left, block.right)]
+        for t, block in zip(stored.tiling.tiles, stored.blocks, strict=True)
+    ]
+    return {"name": job.name, "shape": list(job.weight.shape), "tiles": tiles}
+
+
+def tile_bytes(left: Tensor, right: Tensor) -> int:
+    """About the bytes of one tile's codes, from their entropy."""
+    from quasitile.codec.factors import rounded_normal_bits
+
+    bits = sum(float(rounded_normal_bits(c.double().square().mean(0).sqrt()).sum()) * len(c) for c in (left, right) if c.numel())
+    return round(bits / 8)

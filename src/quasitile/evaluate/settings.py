@@ -1,0 +1,54 @@
+"""The settings of `evaluate`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, PositiveInt
+
+from quasitile.settings import Settings
+
+
+class EvaluateSettings(Settings):
+    """How much of each measure's data is used, and how. The defaults suit a small model on two cores."""
+
+    seed: int = 0
+    """Draws samples, wrong options and their order; every model gets the same."""
+    length: PositiveInt = 512
+    """Tokens of a window of running text."""
+    batch_size: PositiveInt = 8
+    """Windows in one forward pass."""
+    general_tokens: PositiveInt = 4096
+    """The most tokens of held-out general text."""
+    domain_tokens: PositiveInt = 4096
+    """The most tokens of held-out text of the field."""
+    divergence_tokens: PositiveInt = 1024
+    """The most tokens on which hidden states and logits are compared."""
+    num_questions: PositiveInt = 32
+    """The most questions of each split."""
+    max_new_tokens: PositiveInt = 24
+    """The longest answer, trace included."""
+    answer_batch_size: PositiveInt = 32
+    """Questions, or options, in one batch."""
+    num_choices: PositiveInt = 48
+    """The most multiple-choice questions of each set."""
+    per: Literal["characters", "tokens", "nothing"] = "characters"
+    """What the log-probability of an option is divided by."""
+    train_sentences: PositiveInt = 400
+    """The most sentences that the entity probe learns from."""
+    test_sentences: PositiveInt = 400
+    """The most sentences that it is scored on."""
+    ridge: float = Field(0.01, gt=0)
+    """The probe's penalty, as a share of a feature's variance."""
+    num_properties: PositiveInt = 32
+    """The most property records."""
+    prefill_tokens: PositiveInt = 256
+    """The prompt on which reading speed is timed."""
+    decode_tokens: PositiveInt = 16
+    """Tokens of which writing speed is timed."""
+    num_examples: PositiveInt = 3
+    """Continuations of each model."""
+    example_prompt_words: PositiveInt = 12
+    """Words that an example starts from."""
+    example_tokens: PositiveInt = 32
+    """Tokens that each model adds."""

@@ -1,0 +1,98 @@
+"""Which files under a folder are papers, and reading them all with the broken ones named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from quasitile.errors import InputError
+from quasitile.progress import say, track
+from quasitile.reading.documents import READERS, Document
+from quasitile.reading.documents.latex_source import included_files
+
+NOT_PAPERS = frozenset(("questions.jsonl", "properties.jsonl", "general.jsonl", "entities.conll", "split.json"))
+NOT_PAPER_STEMS = ("readme", "license", "licence", "copying", "changelog", "notice")
+# Formats of papers without a reader: named as skipped rather than passed over.
+UNREAD_SUFFIXES = {
+    suffix: "convert it to JATS XML, LaTeX, Markdown or text"
+    for suffix in (".pdf", ".docx", ".doc", ".odt", ".epub", ".html", ".htm", ".rtf")
+}
+
+
+def find_papers(papers: Path) -> list[Path]:
+    """List the paper files of a folder and those below it in the order of their paths, or the one file given.
+
+    Raises:
+        InputError: Nothing is there, or nothing that a reader takes.
+    """
+    if not papers.exists():
+        raise InputError(f"{papers} does not exist; give a folder of papers or one file")
+    known = ", ".join(READERS)
+    if papers.is_file():
+        if papers.suffix.lower() not in READERS:
+            raise InputError(f"{papers} has no reader; give one of {known}")
+        return [papers]
+    found = [path for path in sorted(papers.rglob("*")) if path.is_file() and _is_paper(path.relative_to(papers))]
+    parts = {part for path in found if path.suffix.lower() == ".tex" for part in included_files(path)}
+    found = [path for path in found if path.resolve() not in parts]
+    if not any(path.suffix.lower() in READERS for path in found):
+        raise InputError(f"{papers} holds no paper; put files with one of the endings {known} there")
+    return found
+
+
+def _is_paper(path: Path) -> bool:
+    hidden = any(part.startswith(".") for part in path.parts)
+    named = path.name in NOT_PAPERS or path.stem.lower().startswith(NOT_PAPER_STEMS)
+    return not hidden and not named and path.suffix.lower() in {**READERS, **UNREAD_SUFFIXES}
+
+
+def read_documents(papers: Path, kind: str = "") -> tuple[list[Document], list[dict[str, str]]]:
+    """Read every paper; what cannot be read is skipped, with the reason in one line.
+
+    Args:
+        papers: A folder or a file.
+        kind: Keep only documents of this kind; empty keeps all.
+
+    Returns:
+        Documents with names that are unique and paths relative to `papers`, and the skipped files.
+
+    Raises:
+        InputError: No document can be read.
+    """
+    documents: list[Document] = []
+    skipped: list[dict[str, str]] = []
+    root = papers if papers.is_dir() else papers.parent
+    for path in track(find_papers(papers), "reading papers"):
+        suffix, relative = path.suffix.lower(), path.relative_to(root).as_posix()
+        try:
+            if suffix in UNREAD_SUFFIXES:
+                raise InputError(f"{path} is {suffix}, which has no reader; {UNREAD_SUFFIXES[suffix]}")
+            read = READERS[suffix](path)
+        except (InputError, OSError) as error:
+            reason = " ".join(str(error).split()).replace(str(path), relative)
+            skipped.append({"path": relative, "reason": reason})
+            say(f"  skipped {reason}")
+            continue
+        for document in read:
+            document.path = relative
+            if not kind or document.kind == kind:
+                documents.append(document)
+    if not documents:
+        wanted = f" of kind {kind!r}" if kind else ""
+        first = f" (first: {skipped[0]['reason']})" if skipped else ""
+        raise InputError(f"{papers} holds no readable document{wanted}; {len(skipped)} files were skipped{first}")
+    _name_apart(documents)
+    return documents, skipped
+
+
+def _name_apart(documents: list[Document]) -> None:
+    """Documents of the same name take the path without its ending, and a number where that is not enough."""
+    names: set[str] = set()
+    for document in documents:
+        number, name = 2, document.name
+        if name in names:
+            name = document.path.rpartition(".")[0]
+        while name in names:
+            name = f"{document.name}-{number}"
+            number += 1
+        document.name = name
+        names.add(name)

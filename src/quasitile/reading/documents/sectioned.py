@@ -1,0 +1,50 @@
+"""JSON lines of documents already cut into sections: many documents in one file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from quasitile.errors import InputError
+from quasitile.reading.documents.document import Document, Section, read_text
+from quasitile.reading.documents.text import REFERENCES
+from quasitile.reading.normalise import count_words, dehyphenate, normalise
+
+
+def read_sectioned(path: Path) -> list[Document]:
+    """Read rows `{"doc_id", "title", "license", "kind", "sections": [{"title", "text"}]}`; the last three may be absent.
+
+    Raises:
+        InputError: A row (named by its line) is not such an object.
+    """
+    documents = []
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except (json.JSONDecodeError, RecursionError) as error:
+                raise InputError(f"{path}:{number} is not valid JSON ({error}); mend or remove the line") from error
+            documents.append(_document(row, path, number))
+    return documents
+
+
+def _document(row: Any, path: Path, number: int) -> Document:
+    where = f"{path}:{number}"
+    if not isinstance(row, dict) or not isinstance(row.get("sections"), list):
+        raise InputError(f'{where} has no "sections" list; expected {{"doc_id", "title", "sections": [{{"title", "text"}}]}}')
+    name = str(row.get("doc_id") or f"{path.stem}-{number}")
+    document = Document(name, str(path), "jsonl", normalise(str(row.get("title") or name)), str(row.get("license") or ""))
+    document.kind = str(row.get("kind") or "article")
+    sections = []
+    for section in row["sections"]:
+        if not isinstance(section, dict) or not isinstance(section.get("text"), str):
+            raise InputError(f'{where} has a section without "text"; expected {{"title", "text"}}')
+        sections.append((normalise(str(section.get("title") or "")), normalise(section["text"])))
+    vocabulary = count_words("\n\n".join(text for _, text in sections))
+    for title, text in sections:
+        if REFERENCES.match(title):
+            document.drop("references", text)
+        else:
+            document.sections.append(Section(title, 1 + title.count(" / "), "", dehyphenate(text, vocabulary)))
+    return document

@@ -1,0 +1,57 @@
+"""Words of materials science that the rules look for."""
+
+from __future__ import annotations
+
+# Property, and the kinds of quantity its value may have (none given: any).
+PROPERTIES = {
+    "band gap": "energy", "bandgap": "energy", "band gap energy": "energy", "activation energy": "energy", "binding energy": "energy",
+    "formation energy": "energy", "adsorption energy": "energy", "work function": "energy", "migration barrier": "energy",
+    "energy density": "energy power", "power density": "power", "specific energy": "energy power",
+    "ionic conductivity": "conductance", "electrical conductivity": "conductance", "electronic conductivity": "conductance",
+    "proton conductivity": "conductance", "conductivity": "conductance power", "thermal conductivity": "power",
+    "lattice thermal conductivity": "power", "resistivity": "resistance", "resistance": "resistance",
+    "seebeck coefficient": "voltage", "power factor": "power", "figure of merit": "",
+    "specific capacity": "charge", "discharge capacity": "charge", "reversible capacity": "charge", "charge capacity": "charge",
+    "initial discharge capacity": "charge", "theoretical capacity": "charge", "capacity": "charge share", "capacity retention": "share",
+    "coulombic efficiency": "share", "faradaic efficiency": "share", "efficiency": "share", "power conversion efficiency": "share",
+    "fill factor": "share", "open-circuit voltage": "voltage", "open circuit voltage": "voltage", "cell voltage": "voltage",
+    "voltage": "voltage", "overpotential": "voltage", "tafel slope": "voltage", "current density": "current",
+    "short-circuit current density": "current", "limiting current density": "current",
+    "young's modulus": "pressure", "elastic modulus": "pressure", "shear modulus": "pressure", "bulk modulus": "pressure",
+    "modulus": "pressure", "tensile strength": "pressure", "yield strength": "pressure", "ultimate tensile strength": "pressure",
+    "compressive strength": "pressure", "flexural strength": "pressure", "bending strength": "pressure", "strength": "pressure",
+    "yield stress": "pressure", "hardness": "pressure hardness", "microhardness": "pressure hardness", "fracture toughness": "",
+    "impact energy": "energy", "elongation": "share", "strain": "share", "porosity": "share", "relative density": "share",
+    "density": "mass", "surface area": "length", "specific surface area": "length", "bet surface area": "length",
+    "pore volume": "length volume", "pore size": "length", "pore diameter": "length", "grain size": "length", "particle size": "length",
+    "crystallite size": "length", "average diameter": "length", "diameter": "length", "thickness": "length", "layer thickness": "length",
+    "film thickness": "length", "lattice parameter": "length", "lattice constant": "length", "bond length": "length",
+    "interlayer spacing": "length", "wavelength": "length", "diffusion length": "length", "diffusion coefficient": "length",
+    "surface roughness": "length", "roughness": "length", "length": "length", "width": "length", "height": "length",
+    "melting point": "temperature", "melting temperature": "temperature", "boiling point": "temperature",
+    "glass transition temperature": "temperature", "curie temperature": "temperature", "transition temperature": "temperature",
+    "critical temperature": "temperature", "phase transition temperature": "temperature", "decomposition temperature": "temperature",
+    "operating temperature": "temperature", "sintering temperature": "temperature", "temperature": "temperature",
+    "heating rate": "rate", "cooling rate": "rate", "scan rate": "voltage", "carrier concentration": "length", "mobility": "length",
+    "electron mobility": "length", "hole mobility": "length", "carrier lifetime": "time", "lifetime": "time", "half-life": "time",
+    "dielectric constant": "", "thermal expansion coefficient": "temperature", "coefficient of thermal expansion": "temperature",
+    "mass loading": "mass", "loading": "mass share", "purity": "share", "content": "share", "concentration": "amount share mass",
+    "magnetic moment": "", "magnetisation": "magnetisation", "saturation magnetization": "magnetisation", "coercivity": "field",
+    "gas uptake": "", "uptake": "amount mass share", "adsorption capacity": "amount mass", "tensile elongation": "share", "mass": "mass",
+}  # fmt: skip
+
+EPONYMS = frozenset("Seebeck Curie Tafel Young's Coulombic Faradaic Vickers Hall Fermi".split())
+
+STEPS = (
+    "annealed calcined sintered heated dried quenched stirred cured aged milled ball-milled pressed hot-pressed held kept cooled "
+    "tempered rolled hot-rolled cold-rolled grown deposited reduced oxidized oxidised treated heat-treated soaked sonicated "
+    "ultrasonicated refluxed crystallized crystallised pyrolyzed pyrolysed carbonized carbonised autoclaved maintained degassed melted "
+    "remelted homogenized homogenised austenitized austenitised solution-treated nitrided stored immersed irradiated centrifuged baked "
+    "synthesized synthesised prepared evaporated sputtered fired compacted pelletized evacuated activated preheated mixed incubated "
+    "ground isothermally reacted cycled fabricated forged extruded rapidly-cooled hydrothermally vacuum-dried freeze-dried"
+).split()
+
+ATMOSPHERES = (
+    r"air|argon|Ar|nitrogen|N2|oxygen|O2|hydrogen|H2|vacuum|helium|He|CO2|carbon dioxide|ammonia|NH3|forming gas|inert gas|"
+    r"inert|reducing|oxidizing|Ar/H2|H2/Ar|H2/N2|N2/H2"
+)

@@ -1,0 +1,100 @@
+"""Rules on relations: which is larger, and why."""
+
+from __future__ import annotations
+
+import re
+
+from quasitile.reading.questions.candidate import ARTICLE, Candidate, Passage
+from quasitile.reading.questions.phrases import clip, inside_sentence, is_plural, noun_phrase, strip_lead
+
+_ADJECTIVES = (
+    r"higher|lower|larger|smaller|greater|stronger|weaker|longer|shorter|faster|slower|thicker|thinner|denser|harder|softer|heavier|"
+    r"lighter|wider|narrower|finer|coarser|better|worse|cheaper|more (?:stable|conductive|active|ductile|brittle|porous|reactive)"
+)
+_END = r"(?=[.,;]|\s(?:because|due|since|as|at|under|after|in|by|and|when|for|with)\b)"
+_THAN = re.compile(
+    rf"^(?P<first>[^,;]{{3,60}}?) (?P<be>is|are|was|were) (?:\w+ly |much |even |slightly |also )?(?P<adjective>{_ADJECTIVES}) than "
+    rf"(?P<of>that of |those of )?(?P<second>[^,;.]{{2,60}}?){_END}"
+)
+_HAS_MORE = re.compile(
+    rf"^(?P<first>[^,;]{{2,60}}?) (?P<verb>has|have|had|shows?|showed|exhibits?|exhibited|possess(?:es)?|displays?|delivers?|delivered) (?:an? )?"
+    rf"(?:\w+ly |much )?(?P<adjective>{_ADJECTIVES}) (?P<property>[a-z][a-z -]{{3,40}}?) than (?:that of |those of )?(?P<second>[^,;.]{{2,60}}?){_END}"
+)
+_CAUSE = re.compile(
+    r"^(?P<effect>[^,;]{5,90}?) (?P<be>is|are|was|were|can be|may be|could be) (?:\w+ly |also |partly )?(?P<verb>attributed to|due to|"
+    r"caused by|ascribed to|explained by|because of|a result of|induced by|assigned to) (?P<cause>.+)$"
+)
+_ARISES = re.compile(
+    r"^(?P<effect>[^,;]{5,90}?) (?P<verb>results? from|resulted from|arises? from|originates? from|stems? from|comes? from) (?P<cause>.+)$"
+)
+
+
+_VAGUE = frozenset("this these it its their such both several two three many some various different".split())
+
+
+def comparison(passage: Passage) -> list[Candidate]:
+    """`The gap of A is larger than that of B`, `A has a larger gap than B`, `A is harder than B`."""
+    found = []
+    for sentence in passage.sentences:
+        text = strip_lead(sentence.text)
+        match = _THAN.match(text) or _HAS_MORE.match(text)
+        if match is None:
+            continue
+        first, second, name = match["first"], match["second"], match.groupdict().get("property") or ""
+        if match.groupdict().get("of"):
+            head, _, first = first.partition(" of ")
+            name = head.removeprefix("The ").removeprefix("the ")
+        elif " of " in first and "property" not in match.groupdict():
+            continue
+        first, second = noun_phrase(first, 6), noun_phrase(second, 6)
+        if not first or not second or (match.groupdict().get("of") and not noun_phrase(name, 5)) or not re.search(r"[A-Za-z]{3}|\d", second):
+            continue
+        first, second = inside_sentence(first, passage.text), inside_sentence(second, passage.text)
+        if re.search(r"\d\s?(?:nm|°C|%|K|eV|V|h)\b", second) or second in ("before", "expected") or first.lower() == second.lower():
+            continue
+        found.append(_comparison(first, second, match["adjective"], name, match.groupdict().get("be") or "is", sentence))
+    return found
+
+
+def _comparison(first: str, second: str, adjective: str, name: str, be: str, sentence) -> Candidate:  # noqa: ANN001
+    # The pair is given in alphabetical order, so that its order does not tell the answer.
+    left, right = sorted((first, second), key=str.lower)
+    if name:
+        questions = (
+            f"Which has the {adjective} {name} in {ARTICLE}: {left} or {right}?",
+            f"According to {ARTICLE}, of {left} and {right}, which one's {name} is {adjective}?",
+            f"In {ARTICLE}, is the {name} {adjective} for {left} or for {right}?",
+        )
+        conclusion = f"So {first} has the {adjective} {name}."
+    else:
+        questions = (
+            f"Which {be} {adjective} in {ARTICLE}: {left} or {right}?",
+            f"According to {ARTICLE}, which of the two {be} {adjective}, {left} or {right}?",
+        )
+        conclusion = f"So {first} {be} {adjective}."
+    return Candidate("comparison", questions, first, sentence, conclusion, 0.85, (first,))
+
+
+def cause(passage: Passage) -> list[Candidate]:
+    """`X is attributed to Y`, `X arises from Y`."""
+    found = []
+    for sentence in passage.sentences:
+        text = strip_lead(sentence.text)
+        match = _CAUSE.match(text) or _ARISES.match(text)
+        if match is None:
+            continue
+        effect, reason = noun_phrase(match["effect"], 11), clip(match["cause"], 16)
+        if not effect or "following" in reason or len(reason.split()) < 2 or reason.split()[0].lower() in _VAGUE:
+            continue
+        effect = inside_sentence(effect, passage.text)
+        be = "are" if is_plural(effect) else "is"
+        do = "do" if be == "are" else "does"
+        verb = match["verb"]
+        if verb in ("attributed to", "ascribed to", "explained by", "assigned to"):
+            first = f"To what {be} {effect} {verb.split()[0]} in {ARTICLE}?" if verb.endswith("to") else f"What explains {effect} in {ARTICLE}?"
+        else:
+            first = f"What causes {effect}, according to {ARTICLE}?"
+        questions = (first, f"In {ARTICLE}, which reason is given for {effect}?", f"From what {do} {effect} arise, according to {ARTICLE}?")
+        conclusion = f"So the cause is {reason}."
+        found.append(Candidate("cause", questions, reason, sentence, conclusion, 0.85, (reason,)))
+    return found

@@ -1,0 +1,123 @@
+"""Rules on words: definitions and acronyms."""
+
+from __future__ import annotations
+
+import re
+
+from quasitile.reading.questions.candidate import Candidate, Passage
+from quasitile.reading.questions.phrases import clip, inside_sentence, is_plural, noun_phrase, strip_lead, without_article
+
+_LONG_WORDS = 8  # a longer definition is asked the other way round, so that the answer stays short
+_IS = re.compile(
+    r"^(?P<article>(?:A|An|The)\s+)?(?P<term>[A-Za-z][\w'()-]*(?:\s[\w'()-]+){0,4}?)\s(?P<verb>is defined as|are defined as|is known as|"
+    r"are known as|refers to|refer to|is|are)\s(?P<meaning>.+)$"
+)
+_KIND = re.compile(
+    r"^(?:an?|the)\s(?:\S+\s){1,5}?(?:that|which|of|in|with|for|to|used|made|whose|where|by|between|from|based|consisting|containing)\b"
+)
+_PLURAL_KIND = re.compile(r"^(?:\S+\s){1,4}?(?:that|which|whose|made of|composed of|consisting of|formed by|used to|used for)\b")
+_EVALUATION = re.compile(
+    r"^(?:an?|the)?\s?(?:\w+ly\s)?(?:promising|important|key|good|simple|common|popular|major|critical|potential|useful|powerful|"
+    r"significant|much|far|bigger|smaller|serious|crucial|possible|necessary|suitable|effective|attractive|great|viable|challenge|result|function|consequence|"
+    r"main|most|best|only|first|second|same|reason|way|number|lot|case|kind of|sum|average|ideal|widely|well|new|novel|large|small|"
+    r"high|low|strong|very|more|less|clear|direct|indication|sign|part of|rather|vital|essential|candidate|problem|issue|factor|"
+    r"measure of the|few|little|bit|excellent|fundamental|major|higher|lower|so|not|also|thus|still)\b",
+    re.IGNORECASE,
+)
+_SPECIFIC = re.compile(
+    r"\b(?:reason|result|aim|purpose|goal|difference|advantage|disadvantage|sample|samples|problem|value|step|example|work|study|"
+    r"challenge|answer|idea|question|approach|objective|point|issue|way|conclusion|factor|focus|here|now|choice|consequence|drawback|"
+    r"obtained|observed|measured|present|figure|table|used|case|trend|task)\b",
+    re.IGNORECASE,
+)
+_ACRONYM = re.compile(r"\((?P<short>[A-Z][A-Za-z0-9-]{1,8})(?:[;,]\s[^()]{1,30})?\)")
+
+
+def definition(passage: Passage) -> list[Candidate]:
+    """`X is a Y that ...`, `X is defined as Y`, `X refers to Y`."""
+    found = []
+    for sentence in passage.sentences:
+        if not 6 <= sentence.num_words <= 45:
+            continue
+        match = _IS.match(strip_lead(sentence.text))
+        if match is None or (match["verb"] in ("is", "are") and (match["article"] or "").strip() == "The"):
+            continue
+        term, meaning = noun_phrase(re.sub(r"\s\([^()]*\)$", "", match["term"]), 5), clip(match["meaning"], 30)
+        if not term or not meaning or _SPECIFIC.search(term) or re.search(r"\s(?:a|an|the)\s", term) or len(meaning.split()) < 3:
+            continue
+        plain = match["verb"] in ("is", "are")
+        fits = _KIND if match["verb"] == "is" else _PLURAL_KIND
+        if plain and (not fits.match(meaning) or _EVALUATION.match(meaning)):
+            continue
+        article = "" if match["article"] is None or match["article"].strip() == "The" else f"{match['article'].strip().lower()} "
+        found.append(_definition(inside_sentence(term, passage.text), article, meaning, plain, sentence))
+    return found
+
+
+def _definition(term: str, article: str, meaning: str, plain: bool, sentence) -> Candidate:  # noqa: ANN001
+    be = "are" if is_plural(term) else "is"
+    quality = 0.8 if plain else 0.9
+    if len(meaning.split()) <= _LONG_WORDS:
+        questions = (f"What {be} {article}{term}?", f"How {be} {article}{term} defined?", f"What does the term '{term}' mean?")
+        accepted = (meaning, without_article(meaning))
+        return Candidate("definition", questions, meaning, sentence, f"So {article}{term} {be} {meaning}.", quality, accepted)
+    questions = (
+        f"Which term means '{meaning}'?",
+        f"What is the name for this: {meaning}?",
+        f"What is described as '{meaning}'?",
+    )
+    accepted = (term, f"{article}{term}", term.removesuffix("s"))
+    return Candidate("definition", questions, term, sentence, f"So the term is {term}.", quality, accepted)
+
+
+def acronym(passage: Passage) -> list[Candidate]:
+    """`long form (LF)` whose initials agree."""
+    found = []
+    for sentence in passage.sentences:
+        for match in _ACRONYM.finditer(sentence.text):
+            short = match["short"]
+            long = expand_acronym(sentence.text[: match.start()].rstrip(), short.removesuffix("s"))
+            if not long:
+                continue
+            long = inside_sentence(long, passage.text) if sentence.text.startswith(long) else long
+            questions = (
+                f"What does {short} stand for?",
+                f"What is the full form of the abbreviation {short}?",
+                f"Which words does {short} abbreviate?",
+                f"Write out the abbreviation {short} in full.",
+            )
+            accepted = (long, long.replace("-", " "), long.removesuffix("s"))
+            found.append(Candidate("acronym", questions, long, sentence, f"So {short} stands for {long}.", 0.95, accepted))
+    return found
+
+
+def expand_acronym(before: str, short: str) -> str:
+    """The words at the end of `before` that `short` abbreviates, or nothing.
+
+    Every capital of the acronym starts a word (or a part after a hyphen), in order; the first one
+    starts the phrase. Short words such as `of` may be passed over.
+    """
+    letters = [char.lower() for char in short if char.isalpha()]
+    if len(letters) < 2 or sum(char.isupper() for char in short) < 2:
+        return ""
+    words = list(re.finditer(r"[A-Za-z0-9'\u2013-]+", before))[-(len(letters) + 3) :]
+    for first in range(len(words) - 1, -1, -1):
+        span = before[words[first].start() :]
+        if re.search(r"[.;:,()\[\]]", span):
+            return ""
+        starts = [part[0].lower() for part in re.findall(r"[A-Za-z0-9]+", span)]
+        if starts[0] == letters[0] and starts[-1] == letters[-1] and _in_order(letters, starts, span):
+            return "" if len(span) <= len(short) + 2 else span
+    return ""
+
+
+def _in_order(letters: list[str], starts: list[str], span: str) -> bool:
+    """Whether the letters are the initials in order; every long word must be used."""
+    parts = re.findall(r"[A-Za-z0-9]+", span)
+    position = 0
+    for start, part in zip(starts, parts, strict=True):
+        if position < len(letters) and start == letters[position]:
+            position += 1
+        elif part.lower() not in ("of", "and", "the", "in", "for", "to", "on", "by", "a", "with"):
+            return False
+    return position == len(letters)

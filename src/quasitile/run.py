@@ -1,0 +1,170 @@
+"""The stages in order, into one run folder, resumable after a kill."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from quasitile.adapt import adapt
+from quasitile.align import align
+from quasitile.checkpoint import stored_bytes
+from quasitile.compress import compress, inspect, sample
+from quasitile.errors import InputError
+from quasitile.evaluate import evaluate
+from quasitile.folders import peak_memory_bytes, provenance, read_json, read_jsonl, write_json, write_jsonl, write_yaml
+from quasitile.progress import say
+from quasitile.reading import read
+from quasitile.recipe import Recipe, load_recipe, resolve
+from quasitile.report import report
+
+FOLDERS = {
+    "inspect": "plan",
+    "sample": "text",
+    "compress": "compressed",
+    "align": "aligned",
+    "read": "reading",
+    "adapt": "adapted",
+    "evaluate": "evaluation",
+}
+TITLES = {
+    "inspect": "look at the model",
+    "sample": "sample general text from the model",
+    "compress": "compress",
+    "align": "align with the original",
+    "read": "read the papers",
+    "adapt": "learn, section by section",
+    "evaluate": "measure",
+}
+
+
+def run(recipe: str | Path | Recipe | None = None, out: str | Path = "run", *, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Everything in order: inspect, compress, align, read, adapt, evaluate, report.
+
+    Finished stages are kept: a run that was stopped goes on where it stopped.
+
+    Args:
+        recipe: A YAML file or a `Recipe`; the embedded one by default.
+        out: The run folder.
+        overrides: `key.key=value` each, on top of the recipe.
+
+    Returns:
+        The run's summary (docs/data.md).
+
+    Raises:
+        InputError: Something the recipe names cannot be used, or `out` belongs to another recipe.
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
+    out = Path(out)
+    inputs = check_inputs(recipe)
+    claim(out, recipe)
+    started = time.monotonic()
+    calls = stage_calls(recipe, out, *inputs)
+    for number, (stage, call) in enumerate(calls.items(), 1):
+        folder = out / FOLDERS[stage]
+        if (folder / "provenance.json").is_file():
+            say(f"[{number}/{len(calls)}] {TITLES[stage]}: already done")
+            continue
+        say(f"[{number}/{len(calls)}] {TITLES[stage]}")
+        call()
+    summary = summarise(recipe, out, list(calls), time.monotonic() - started)
+    report(out)
+    return summary
+
+
+def check_inputs(recipe: Recipe) -> tuple[str, str]:
+    """Resolve the model and the papers before anything is made.
+
+    Raises:
+        InputError: The papers are missing.
+    """
+    papers = resolve(recipe.papers)
+    if not Path(papers).exists():
+        raise InputError(f"{papers} does not exist; give a folder of papers")
+    return resolve(recipe.model), papers
+
+
+def claim(out: Path, recipe: Recipe) -> None:
+    """Make the run folder this recipe's own.
+
+    Raises:
+        InputError: It belongs to another recipe, or holds something else.
+    """
+    content = recipe.model_dump(mode="json")
+    mark = out / "recipe.yaml"
+    if mark.is_file():
+        earlier = load_recipe(mark)
+        if earlier != recipe:
+            changed = [key for key in content if content[key] != earlier.model_dump(mode="json")[key]]
+            raise InputError(f"{out} is a run of another recipe (it differs in {', '.join(changed)}); choose another --out")
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} exists and is no run folder; choose another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    write_yaml(mark, content)
+
+
+def stage_calls(recipe: Recipe, out: Path, model: str, papers: str) -> dict[str, Callable[[], Any]]:
+    """What each stage does, in order."""
+    data = recipe.data
+    text = Path(resolve(data.text)) if data.text else out / FOLDERS["sample"] / "samples.jsonl"
+    place = {stage: out / folder for stage, folder in FOLDERS.items()}
+
+    def optional(location: str) -> str | None:
+        return resolve(location) if location else None
+
+    def measure() -> dict[str, Any]:
+        models = {"original": model, "compressed": place["compress"], "aligned": place["align"], "adapted": place["adapt"]}
+        entities = [resolve(file) for file in data.entities]
+        return evaluate(
+            models,
+            place["evaluate"],
+            reading=place["read"],
+            general=optional(data.general),
+            domain=optional(data.domain),
+            entities=entities[0] if len(entities) == 1 else entities or None,
+            properties=optional(data.properties),
+            choices={name: resolve(file) for name, file in data.choices.items()} or None,
+            settings=recipe.evaluate,
+        )
+
+    calls: dict[str, Callable[[], Any]] = {
+        "inspect": lambda: inspect(model, place["inspect"], recipe.inspect),
+        "sample": lambda: sample(model, place["sample"], recipe.sample),
+        "compress": lambda: compress(model, place["compress"], text=text, settings=recipe.compress),
+        "align": lambda: align(place["compress"], place["align"], teacher=model, text=text, settings=recipe.align),
+        "read": lambda: read(papers, place["read"], recipe.read),
+        "adapt": lambda: adapt(
+            place["align"], place["read"], place["adapt"], teacher=model, text=text, settings=recipe.adapt
+        ),
+        "evaluate": measure,
+    }
+    if data.text:
+        del calls["sample"]
+    return calls
+
+
+def summarise(recipe: Recipe, out: Path, stages: list[str], seconds: float) -> dict[str, Any]:
+    """Write the run's own `summary.json`, `provenance.json` and `metrics.jsonl`."""
+    records = {stage: read_json(out / FOLDERS[stage] / "provenance.json") for stage in stages}
+    summaries = {stage: read_json(out / FOLDERS[stage] / "summary.json") for stage in stages}
+    compressed = summaries["compress"]
+    summary = {
+        "name": recipe.name,
+        "size": {key: compressed[key] for key in ("original_bytes", "target_bytes", "bits_per_weight")}
+        | {"stored_bytes": stored_bytes(out / FOLDERS["adapt"])},
+        "stages": summaries,
+        "seconds": {stage: record["seconds"] for stage, record in records.items()},
+        "peak_memory_bytes": max(peak_memory_bytes(), *(record["peak_memory_bytes"] for record in records.values())),
+    }
+    metrics = [
+        {"stage": stage, **row}
+        for stage in stages
+        if (out / FOLDERS[stage] / "metrics.jsonl").is_file()
+        for row in read_jsonl(out / FOLDERS[stage] / "metrics.jsonl")
+    ]
+    write_jsonl(out / "metrics.jsonl", metrics)
+    write_json(out / "summary.json", summary)
+    write_json(out / "provenance.json", provenance("run", recipe.seed, seconds, {"model": recipe.model, "papers": recipe.papers}))
+    return summary

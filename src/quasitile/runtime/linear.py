@@ -1,0 +1,241 @@
+"""Layers whose weight is a coded matrix.
+
+A `TiledMatrix` is in one of two states. *Packed*: it holds the stored bytes, and a dense weight
+decoded from them. *Trainable*: it holds a `RankBlock` a tile and computes the weight in every
+forward pass, rounding straight through, so that what is trained is what will be stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from quasitile.codec.block import Block, CodedMatrix, Tile, Tiling
+from quasitile.codec.factors import decode_matrix, decode_tile, scale_values
+from quasitile.codec.packing import pack, unpack
+
+
+class RankBlock(nn.Module):
+    """The trainable form of a block: spectral coefficients in units of the rounding step.
+
+    Args:
+        block: Where to start from.
+        tile: Where it lies.
+        transform: See `quasitile.codec.spectrum.TRANSFORMS`.
+    """
+
+    def __init__(self, block: Block, tile: Tile, transform: str) -> None:
+        super().__init__()
+        self.tile, self.transform = tile, transform
+        self.left = nn.Parameter(block.left.clone())
+        self.right = nn.Parameter(block.right.clone())
+        self.gain = nn.Parameter(torch.zeros_like(block.scale))  # logarithm of what training does to the scale
+        self.register_buffer("scale", block.scale.clone(), persistent=False)
+
+    def scaled(self) -> Tensor:
+        """The components' scales as they are stored, in bf16; gradients pass through."""
+        scale = self.scale * self.gain.exp()
+        return scale + (scale.to(torch.bfloat16).float() - scale).detach()
+
+    def rounded(self) -> Block:
+        """The block with whole coefficients; gradients pass through the rounding."""
+        left = self.left + (self.left.round() - self.left).detach()
+        right = self.right + (self.right.round() - self.right).detach()
+        return Block(left, right, self.scaled())
+
+    def forward(self) -> Tensor:
+        """The tile (P, Q)."""
+        return decode_tile(self.rounded(), self.transform)
+
+
+class TiledMatrix(nn.Module):
+    """An M x N weight stored as coded blocks.
+
+    Args:
+        shape: (M, N).
+        payload_bytes: Size of the stored bytes.
+        dtype: Of the dense weight.
+    """
+
+    dense: Tensor
+    payload: Tensor
+
+    def __init__(self, shape: tuple[int, int], payload_bytes: int = 0, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.shape = (int(shape[0]), int(shape[1]))
+        self.register_buffer("payload", torch.zeros(payload_bytes, dtype=torch.uint8))
+        self.register_buffer("dense", torch.empty(0, dtype=dtype), persistent=False)
+        self.blocks = nn.ModuleList()
+        self._skeleton: CodedMatrix | None = None
+        self._cached: tuple[int, Tensor] | None = None  # of a trainable matrix, for use without gradients
+
+    @classmethod
+    def from_coded(cls, coded: CodedMatrix, dtype: torch.dtype = torch.float32) -> TiledMatrix:
+        """A packed matrix in memory."""
+        matrix = cls(coded.tiling.shape, dtype=dtype)
+        matrix.pack(coded)
+        return matrix
+
+    @property
+    def trainable(self) -> bool:
+        """Whether it is in the trainable state."""
+        return self._skeleton is not None
+
+    def coded(self, coarser: float = 1.0) -> CodedMatrix:
+        """What is stored, or would be stored now.
+
+        Args:
+            coarser: Of a trainable matrix: rounding steps this many times as large.
+        """
+        skeleton = self._skeleton
+        if skeleton is None:
+            return unpack(self.payload)
+        root = coarser**0.5
+        blocks = [
+            Block((b.left.detach() / root).round(), (b.right.detach() / root).round(), b.scaled().detach() * coarser)
+            for b in self.rank_blocks()
+        ]
+        return CodedMatrix(skeleton.tiling, blocks, skeleton.transform, skeleton.row_scales, skeleton.column_scales)
+
+    def rank_blocks(self) -> Iterator[RankBlock]:
+        """The trainable blocks, in the order of the tiling."""
+        for block in self.blocks:
+            assert isinstance(block, RankBlock)
+            yield block
+
+    def make_trainable(self, generator: torch.Generator | None = None, jitter: float = 0.0) -> None:
+        """From packed to trainable; the function of the layer does not change.
+
+        Args:
+            generator: For the jitter.
+            jitter: Each coefficient starts up to so many steps (below 0.5) beside its whole number.
+                It rounds to the same, but the coefficients do not all cross over to the next whole
+                number at the same moment once they are trained.
+        """
+        coded = unpack(self.payload)
+        if jitter:
+            for block in coded.blocks:
+                block.left += jitter * (2 * torch.rand(block.left.shape, generator=generator) - 1)
+                block.right += jitter * (2 * torch.rand(block.right.shape, generator=generator) - 1)
+        self.blocks = nn.ModuleList(
+            RankBlock(block, tile, coded.transform) for block, tile in zip(coded.blocks, coded.tiling.tiles, strict=True)
+        ).to(self.dense.device)
+        self._skeleton = coded
+        self._scales = scale_values(coded.row_scales)[:, None] * scale_values(coded.column_scales)
+
+    def pack(self, coded: CodedMatrix | None = None) -> None:
+        """To the packed state: store `coded`, or what has been trained."""
+        coded = coded or self.coded()
+        self.payload = pack(coded).to(self.payload.device)
+        self.blocks = nn.ModuleList()
+        self._skeleton, self._cached = None, None
+        self.decode()
+
+    def decode(self) -> None:
+        """Decode the dense weight from the stored bytes.
+
+        Raises:
+            ValueError: The bytes are no coded matrix of this shape.
+        """
+        coded = unpack(self.payload)
+        if coded.tiling.shape != self.shape:
+            raise ValueError(f"the stored matrix is {coded.tiling.shape}, expected {self.shape}")
+        self.dense = decode_matrix(coded).to(dtype=self.dense.dtype, device=self.payload.device)
+
+    def weight_of(self, block: RankBlock) -> Tensor:
+        """One tile (P, Q) of the weight, in the trainable state."""
+        return block() / self._scales[block.tile.rows, block.tile.columns]
+
+    def weight(self) -> Tensor:
+        """The weight (M, N) in the layer's dtype."""
+        if self._skeleton is None:
+            if not self.dense.numel():
+                self.decode()
+            return self.dense
+        if torch.is_grad_enabled():
+            return self._assembled(self._skeleton.tiling)
+        versions = sum(p._version for p in self.blocks.parameters())  # grows with every change in place
+        if self._cached is None or self._cached[0] != versions:
+            self._cached = versions, self._assembled(self._skeleton.tiling)
+        return self._cached[1]
+
+    def _assembled(self, tiling: Tiling) -> Tensor:
+        return (assemble(tiling, list(self.rank_blocks())) / self._scales).to(self.dense.dtype)
+
+
+def assemble(tiling: Tiling, blocks: list[RankBlock]) -> Tensor:
+    """The tiled matrix (M, N) from its blocks, differentiable: tiles joined along bands.
+
+    Works for tilings whose tiles form row bands, which all of `quasitile.codec.tiling` do.
+    """
+    bands: list[list[Tensor]] = []
+    top = -1
+    for tile, block in zip(tiling.tiles, blocks, strict=True):
+        if tile.row_start != top:
+            bands.append([])
+            top = tile.row_start
+        bands[-1].append(block())
+    return torch.cat([torch.cat(band, dim=1) for band in bands])
+
+
+class TiledLinear(nn.Module):
+    """`y = x W^T + b` with a coded W."""
+
+    def __init__(self, matrix: TiledMatrix, bias: nn.Parameter | None = None) -> None:
+        super().__init__()
+        self.matrix = matrix
+        self.out_features, self.in_features = matrix.shape
+        self.bias = bias
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight (M, N)."""
+        return self.matrix.weight()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(..., N) -> (..., M)`."""
+        return nn.functional.linear(x, self.weight.to(x.dtype), self.bias)
+
+
+class TiledEmbedding(nn.Module):
+    """A look-up table of M rows with a coded weight."""
+
+    def __init__(self, matrix: TiledMatrix, padding_idx: int | None = None) -> None:
+        super().__init__()
+        self.matrix = matrix
+        self.num_embeddings, self.embedding_dim = matrix.shape
+        self.padding_idx = padding_idx
+
+    @property
+    def weight(self) -> Tensor:
+        """The table (M, N)."""
+        return self.matrix.weight()
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        """`(...) -> (..., N)`."""
+        return nn.functional.embedding(token_ids, self.weight, self.padding_idx)
+
+
+class TiledHead(nn.Module):
+    """An output head that shares the embedding's matrix and stores nothing of its own."""
+
+    def __init__(self, embedding: TiledEmbedding) -> None:
+        super().__init__()
+        self._shared = (embedding,)  # in a tuple, so that it is not registered a second time
+        self.out_features, self.in_features = embedding.matrix.shape
+
+    @property
+    def weight(self) -> Tensor:
+        """The embedding's weight."""
+        return self._shared[0].weight
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """`(..., N) -> (..., M)`."""
+        return nn.functional.linear(hidden, self.weight.to(hidden.dtype))
+
+
+def tiled_matrices(model: nn.Module) -> dict[str, TiledMatrix]:
+    """Every coded matrix of a model by its layer's name."""
+    return {name.removesuffix(".matrix"): module for name, module in model.named_modules() if isinstance(module, TiledMatrix)}

@@ -1,0 +1,99 @@
+"""Loading and saving of whole models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from quasitile.checkpoint.shards import weight_files, write_shards
+from quasitile.errors import InputError
+from quasitile.runtime.linear import TiledHead
+from quasitile.runtime.plugin import METHOD, describe
+
+
+def load_tokenizer(model: str | Path) -> Any:
+    """The tokenizer of a model folder or hub name.
+
+    Raises:
+        InputError: There is none.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(str(model))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{model} has no tokenizer that Transformers can load: {_first_line(error)}") from error
+
+
+def load_model(model: str | Path, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
+    """A causal language model in evaluation mode, and its tokenizer.
+
+    Args:
+        model: A Hugging Face folder, a hub name, or a folder that quasitile wrote.
+        dtype: Of the arithmetic.
+
+    Raises:
+        InputError: It cannot be loaded whole.
+    """
+    path = Path(model)
+    if path.exists() or path.is_absolute() or str(model).startswith("."):
+        weight_files(path)
+        if not (path / "config.json").is_file():
+            raise InputError(f"{path} has no config.json; give a model folder in the Hugging Face layout")
+    try:
+        loaded, report = AutoModelForCausalLM.from_pretrained(str(model), dtype=dtype, output_loading_info=True)
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise InputError(f"{model} cannot be loaded: {_first_line(error)}") from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise InputError(f"{model} lacks {len(missing)} tensors ({missing[0]}, ...); the model would be partly random, copy it again")
+    return loaded.eval(), load_tokenizer(model)
+
+
+def is_compressed(model: str | Path) -> bool:
+    """Whether a folder or hub name holds a model that quasitile wrote."""
+    try:
+        config = AutoConfig.from_pretrained(str(model))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{model} has no configuration that Transformers can load: {_first_line(error)}") from error
+    entry = getattr(config, "quantization_config", None)
+    return (entry.get("quant_method") if isinstance(entry, dict) else getattr(entry, "quant_method", None)) == METHOD
+
+
+def save_model(model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Write a compressed model as a Hugging Face folder. All its matrices must be packed.
+
+    Args:
+        model: As `quasitile.runtime.convert` made it or `load_model` loaded it.
+        tokenizer: Written beside it.
+        folder: Exists.
+        dtype: In which norms and biases are stored.
+    """
+    tied = {name: source for name, source in tied_heads(model).items()}
+    describe(model, tied)
+    tensors = {
+        name: tensor.detach().to(dtype) if tensor.is_floating_point() else tensor.detach()
+        for name, tensor in model.state_dict().items()
+    }
+    write_shards(tensors, folder)
+    config = model.config
+    loaded_dtype, config.dtype = config.dtype, dtype
+    config.save_pretrained(folder)
+    config.dtype = loaded_dtype
+    if getattr(model, "generation_config", None) is not None:
+        model.generation_config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def tied_heads(model: Any) -> dict[str, str]:
+    """Name of each shared head -> name of the embedding it shares."""
+    names = {module: name for name, module in model.named_modules()}
+    return {name: names[module._shared[0]] for name, module in model.named_modules() if isinstance(module, TiledHead)}
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

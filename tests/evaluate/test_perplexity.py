@@ -1,0 +1,61 @@
+import math
+
+import pytest
+import torch
+
+from quasitile.evaluate.perplexity import text_loss, token_stream, windows
+
+TEXTS = ["The band gap is 1.55 eV.", "", "Zr doping lowers it; μ-Raman shows 520 cm^-1.", "x" * 70]
+
+
+def naive_nats(model, stream, length):
+    """Every token by itself, from the tokens of its window before it."""
+    total = 0.0
+    for place in range(1, len(stream)):
+        start = (place - 1) // length * length
+        logits = model(torch.tensor([stream[start:place]])).logits[0, -1].double()
+        total -= logits.log_softmax(-1)[stream[place]].item()
+    return total
+
+
+@pytest.mark.parametrize(("length", "batch_size"), [(16, 3), (7, 2), (1, 50), (500, 4)])
+def test_loss_equals_a_token_by_token_loop(model, tokenizer, length, batch_size):
+    stream = [0, *tokenizer.encode(TEXTS[0]), 0, *tokenizer.encode(TEXTS[2]), 0, *tokenizer.encode(TEXTS[3])]
+    with torch.no_grad():
+        nats = naive_nats(model, stream, length)
+    report = text_loss(model, tokenizer, TEXTS, length=length, batch_size=batch_size)
+    assert report["num_tokens"] == len(stream) - 1
+    assert report["nats_per_token"] * report["num_tokens"] == pytest.approx(nats, rel=1e-5)
+    assert report["perplexity"] == pytest.approx(math.exp(nats / (len(stream) - 1)), rel=1e-4)
+    assert report["bits_per_character"] == pytest.approx(nats / math.log(2) / sum(map(len, TEXTS)), rel=1e-5)
+
+
+def test_windows_predict_each_token_once():
+    stream = list(range(30))
+    targets = [token for batch in windows(stream, 4, 3) for row in batch.tolist() for token in row[1:]]
+    assert targets == stream[1:]
+
+
+@pytest.mark.parametrize("max_tokens", [1, 23, 24, 25, 26, 60, 1000])
+def test_the_limit_counts_predicted_tokens_and_their_characters(tokenizer, max_tokens):
+    texts = ["abcdefgh" * 3, "klm", "opq" * 5]  # 24, 3 and 15 tokens, and two separators
+    stream, num_characters = token_stream(tokenizer, texts, max_tokens)
+    assert len(stream) - 1 == min(max_tokens, 44)
+    assert num_characters == sum(token != 0 for token in stream)
+
+
+def test_a_long_window_is_cut_to_what_the_model_sees(model, tokenizer):
+    text = ["ab" * 400]
+    assert text_loss(model, tokenizer, text, length=10_000) == text_loss(model, tokenizer, text, length=256)
+
+
+def test_training_mode_is_restored(model, tokenizer):
+    model.train()
+    text_loss(model, tokenizer, ["abc"])
+    assert model.training
+    model.eval()
+
+
+def test_no_text_is_an_error(model, tokenizer):
+    with pytest.raises(ValueError, match="no token"):
+        text_loss(model, tokenizer, ["", ""])
