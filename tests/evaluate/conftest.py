@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-import types
-
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from quasitile import progress
 
 SPECIAL = ["<|endoftext|>", "<|pad|>", "<|user|>", "<|assistant|>", "<|think|>", "<|/think|>"]
 TEMPLATE = "{% for m in messages %}<|user|>{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
-
-
-def transformers_load_model(folder):
-    """What `quasitile.checkpoint.load_model` does for an ordinary folder."""
-    return AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-
-
-try:
-    from quasitile.runtime import load_model  # noqa: F401
-except ImportError:
-    stand_in = types.ModuleType("quasitile.checkpoint")
-    stand_in.load_model = transformers_load_model
-    sys.modules["quasitile.checkpoint"] = stand_in
 
 
 def build_tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
@@ -51,6 +35,11 @@ def build_model(seed: int = 0, layers: int = 3, window: int = 256) -> LlamaForCa
         initializer_range=0.4,
     )  # fmt: skip
     return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="session")
+def make_model():
+    return build_model
 
 
 @pytest.fixture(scope="session")

@@ -54,9 +54,14 @@ def test_unusable_input_is_named(model, tokenizer):
 
 
 def records(make_question):
-    gaps = [make_question(f"What is the gap of {name}?", f"{value} eV") for name, value in zip("abcdef", range(1, 7), strict=True)]
+    gaps = [
+        make_question(f"What is the gap of {name}?", f"{value} eV") for name, value in zip("abcdef", range(1, 7), strict=True)
+    ]
     heat = [make_question(f"When was {name} heated?", f"{value} K") for name, value in zip("xyz", (300, 400, 500), strict=True)]
-    words = [make_question(f"What is in {name}?", word, kind="composition") for name, word in zip("pqr", ("Li", "Na", "K"), strict=True)]
+    words = [
+        make_question(f"What is in {name}?", word, kind="composition")
+        for name, word in zip("pqr", ("Li", "Na", "K"), strict=True)
+    ]
     return [*gaps, *heat, *words, make_question("True or false?", "true", kind="true_false")]
 
 
@@ -93,7 +98,10 @@ def write_rows(path, rows):
 
 
 def test_files_of_choices_and_glossaries(tmp_path):
-    rows = [{"question": "Why?", "options": ["a", "b"], "answer": 1}, {"question": "Why?", "options": ["a", "b"], "answer": "a"}]
+    rows = [
+        {"question": "Why?", "options": ["a", "b"], "answer": 1},
+        {"question": "Why?", "options": ["a", "b"], "answer": "a"},
+    ]
     assert [item.answer for item in read_choices(write_rows(tmp_path / "a.jsonl", rows))] == [1, 0]
     glossary = [{"term": term, "meaning": f"is {term}"} for term in ("gap", "phonon", "exciton", "Gap", "hole", "hole")]
     for item in read_choices(write_rows(tmp_path / "b.jsonl", glossary)):

@@ -52,10 +52,8 @@ def test_cached_states_stand_in_for_a_model(model, other_model):
     assert state_divergence(model_states(other_model, BATCHES), cached) == divergence(other_model, model, BATCHES)
 
 
-def test_models_of_other_shape_are_refused(model):
-    from conftest import build_model
-
+def test_models_of_other_shape_are_refused(model, make_model):
     with pytest.raises(ValueError, match="differ in shape"):
-        divergence(build_model(layers=2), model, BATCHES)
+        divergence(make_model(layers=2), model, BATCHES)
     with pytest.raises(ValueError, match="no token"):
         divergence(model, model, [])

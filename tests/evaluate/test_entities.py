@@ -46,7 +46,8 @@ def test_scores_without_entities_are_zero():
 def test_conll_with_documents_comments_and_more_columns(tmp_path):
     path = tmp_path / "a.conll"
     path.write_text(
-        "# document = a paper\nPt\tB-MAT\n#\tO\n\n# a note\n\nis\tO\tO\n\n# doc=other begin=3 zones=\nhere\tO\n", encoding="utf-8"
+        "# document = a paper\nPt\tB-MAT\n#\tO\n\n# a note\n\nis\tO\tO\n\n# doc=other begin=3 zones=\nhere\tO\n",
+        encoding="utf-8",
     )
     assert read_conll(path) == [
         Sentence("a paper", ("Pt", "#"), ("B-MAT", "O")),

@@ -2,11 +2,10 @@ import json
 import math
 
 import pytest
-from conftest import build_model, build_tokenizer, transformers_load_model
 from pydantic import ValidationError
 
 from quasitile.errors import InputError
-from quasitile.evaluate import EvaluateSettings, evaluate, stage
+from quasitile.evaluate import EvaluateSettings, evaluate
 
 SMALL = EvaluateSettings(
     length=64, general_tokens=200, domain_tokens=150, divergence_tokens=100, num_questions=3, max_new_tokens=4, num_choices=5,
@@ -14,18 +13,13 @@ SMALL = EvaluateSettings(
 )  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def _plain_loading(monkeypatch):
-    monkeypatch.setattr(stage, "load_model", transformers_load_model)
-
-
 @pytest.fixture(scope="session")
-def folders(tmp_path_factory):
+def folders(tmp_path_factory, make_model, tokenizer):
     """Two models in folders."""
     root, made = tmp_path_factory.mktemp("models"), {}
     for seed, name in enumerate(["original", "adapted"]):
-        build_model(seed).save_pretrained(root / name)
-        build_tokenizer().save_pretrained(root / name)
+        make_model(seed).save_pretrained(root / name)
+        tokenizer.save_pretrained(root / name)
         made[name] = root / name
     return made
 
@@ -58,7 +52,13 @@ def data(tmp_path, make_question):
     entities = tmp_path / "entities.conll"
     block = "Pt\tB-MAT\nis\tO\n\n"
     entities.write_text(f"# document = paper\n{block * 12}# document = held\n{block * 6}")
-    return {"reading": tmp_path / "reading", "general": general, "properties": properties, "choices": choices, "entities": entities}
+    return {
+        "reading": tmp_path / "reading",
+        "general": general,
+        "properties": properties,
+        "choices": choices,
+        "entities": entities,
+    }
 
 
 def shape(value):

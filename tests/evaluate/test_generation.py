@@ -1,6 +1,5 @@
 import pytest
 import torch
-from conftest import build_model
 
 from quasitile.errors import InputError
 from quasitile.evaluate.generation import Answer, fitted_prompt, generate_answers, greedy_tokens, prompt, split_trace
@@ -27,8 +26,8 @@ def test_a_batch_gives_what_each_prompt_gives_alone(model, tokenizer, batch_size
     assert rows == [naive_greedy(model, tokenizer, text, 9) for text in PROMPTS]
 
 
-def test_generation_stops_at_the_end_of_text(tokenizer):
-    model = build_model(seed=2)
+def test_generation_stops_at_the_end_of_text(make_model, tokenizer):
+    model = make_model(seed=2)
     free = greedy_tokens(model, tokenizer, PROMPTS, max_new_tokens=9)
     tokenizer_end, tokenizer.eos_token = tokenizer.eos_token, tokenizer.convert_ids_to_tokens(free[1][3])
     try:

@@ -41,7 +41,9 @@ def test_streamed_ridge_equals_the_textbook(model):
     torch.manual_seed(0)
     # features far from zero and of very different size, as hidden states have them
     sizes = [7, 1, 12, 30, 3]
-    states = [torch.randn(size, 4) * torch.tensor([1.0, 100.0, 0.01, 3.0]) + torch.tensor([50.0, -1000.0, 0.0, 2.0]) for size in sizes]
+    states = [
+        torch.randn(size, 4) * torch.tensor([1.0, 100.0, 0.01, 3.0]) + torch.tensor([50.0, -1000.0, 0.0, 2.0]) for size in sizes
+    ]
     names = ["B-A", "I-A", "O"]
     labels = [[names[place % 3] for place in range(size)] for size in sizes]
     probe = fit([(states[:3], labels[:3]), (states[3:], labels[3:])], names, ridge=0.1)

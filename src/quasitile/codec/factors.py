@@ -69,13 +69,23 @@ def whitened_svd(matrix: Tensor, whitener: Tensor) -> tuple[Tensor, Tensor, Tens
 
 
 @cache
-def _entropy_table() -> tuple[Tensor, Tensor]:
-    """log2 of the spread against the entropy in bits of a rounded normal variable."""
-    log_spread = torch.linspace(-5, 5, 201, dtype=torch.float64)
+def _rounded_normal() -> tuple[Tensor, Tensor, Tensor]:
+    """log2 of the spread of a normal variable, and entropy (bits) and log2 of the root mean square once it is rounded."""
+    log_spread = torch.linspace(-5, 5, 401, dtype=torch.float64)
+    values = torch.arange(-400, 400, dtype=torch.float64)
     edges = torch.arange(-400, 401, dtype=torch.float64) - 0.5
-    cumulative = torch.special.ndtr(edges / torch.exp2(log_spread)[:, None])
-    mass = cumulative.diff(dim=1).clamp_min(1e-300)
-    return log_spread, -(mass * mass.log2()).sum(1)
+    mass = torch.special.ndtr(edges / torch.exp2(log_spread)[:, None]).diff(dim=1).clamp_min(1e-300)
+    return log_spread, -(mass * mass.log2()).sum(1), 0.5 * (mass * values.square()).sum(1).log2()
+
+
+def spread_before_rounding(root_mean_square: Tensor) -> Tensor:
+    """The spread of the normal variable whose rounded values have this root mean square."""
+    log_spread, _, log_rounded = _rounded_normal()
+    wanted = root_mean_square.double().clamp_min(1e-30).log2()
+    right = torch.searchsorted(log_rounded, wanted).clamp(1, len(log_rounded) - 1)
+    share = (wanted - log_rounded[right - 1]) / (log_rounded[right] - log_rounded[right - 1])
+    inside = log_spread[right - 1] + share.clamp(0, 1) * (log_spread[right] - log_spread[right - 1])
+    return torch.where(wanted > log_rounded[-1], wanted, inside).exp2()
 
 
 def rounded_normal_bits(spread: Tensor) -> Tensor:
@@ -83,7 +93,7 @@ def rounded_normal_bits(spread: Tensor) -> Tensor:
 
     Within 0.01 bit; above 2^5 by the formula for small steps.
     """
-    grid, bits = _entropy_table()
+    grid, bits, _ = _rounded_normal()
     place = (spread.double().clamp_min(2**-5).log2() - grid[0]) / (grid[1] - grid[0])
     low = place.floor().clamp(0, len(grid) - 2).long()
     inside = bits[low] + (place - low) * (bits[low + 1] - bits[low])
@@ -210,14 +220,14 @@ def encode_matrix(
         errors = torch.zeros(band[0].shape[0], weight.shape[1], dtype=torch.float64)
         for tile in reversed(band):
             inner = lower[tile.columns, tile.columns] if feedback else damped_cholesky(moment[tile.columns, tile.columns], damping)
-            target = scaled[tile.rows, tile.columns]
+            target = original = scaled[tile.rows, tile.columns]
             if feedback and tile.column_stop < weight.shape[1]:
                 later = errors[:, tile.column_stop :] @ lower[tile.column_stop :, tile.columns]
                 target = target + torch.linalg.solve_triangular(inner, later, upper=False, left=False)
             block = encode_tile(target, inner, step, transform, threshold, max_rank)
-            error = target - decode_tile(block, transform).double()
-            errors[:, tile.columns] = error
-            damage += 0.5 * float((error @ inner).square().sum())
+            decoded = decode_tile(block, transform).double()
+            errors[:, tile.columns] = original - decoded
+            damage += 0.5 * float(((target - decoded) @ inner).square().sum())
             blocks[tile] = block
     coded = CodedMatrix(tiling, [blocks[tile] for tile in tiling.tiles], transform, row_codes, column_codes)
     return coded, damage

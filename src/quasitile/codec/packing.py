@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from quasitile.codec.block import Block, CodedMatrix, Tile, Tiling
-from quasitile.codec.factors import MAX_CODE, rounded_normal_bits
+from quasitile.codec.factors import MAX_CODE, rounded_normal_bits, spread_before_rounding
 from quasitile.codec.spectrum import TRANSFORMS
 
 HEADER = struct.Struct("<4sIIIIB3x")  # magic, M, N, number of tiles, number of components, transform
@@ -26,8 +26,8 @@ MAX_SIDE = 1 << 24
 
 
 def spread_codes(codes: Tensor) -> Tensor:
-    """One byte for the root mean square of each column of codes (rows x R)."""
-    spread = codes.double().square().mean(0).sqrt().clamp_min(2**-5)
+    """One byte for the spread of the normal distribution behind each column of codes (rows x R)."""
+    spread = spread_before_rounding(codes.double().square().mean(0).sqrt())
     return (spread.log2() * SPREAD_OCTAVE + SPREAD_CENTRE).round().clamp(0, 255).to(torch.uint8)
 
 
@@ -36,13 +36,19 @@ def spread_values(codes: NDArray[np.uint8]) -> NDArray[np.float64]:
     return np.exp2((codes.astype(np.float64) - SPREAD_CENTRE) / SPREAD_OCTAVE)
 
 
+def code_bits(codes: Tensor) -> float:
+    """Entropy of a factor's codes (rows x R) under the distributions that `pack` gives them, in bits."""
+    spread = spread_before_rounding(codes.double().square().mean(0).sqrt())
+    return float(rounded_normal_bits(spread).sum()) * codes.shape[0]
+
+
 def estimated_bytes(coded: CodedMatrix) -> float:
     """About what `pack` would take, from entropies; much faster than packing."""
     bits = 0.0
     for block in coded.blocks:
         for codes in (block.left, block.right):
             if codes.numel():
-                bits += float(rounded_normal_bits(codes.double().square().mean(0).sqrt()).sum()) * codes.shape[0]
+                bits += code_bits(codes)
     side = HEADER.size + sum(coded.tiling.shape) + 22 * len(coded.blocks) + 4 * sum(block.rank for block in coded.blocks)
     return bits / 8 + side + 4 * len(coded.blocks)
 

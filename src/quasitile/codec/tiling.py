@@ -86,10 +86,10 @@ def penrose(num_rows: int, num_columns: int, short: int, seed: int = 0) -> Tilin
     One family of bars gives the row bands. Inside a band, the column cuts are where a second
     family, 72 degrees away, crosses the band's centre line; so neighbouring bands are shifted
     against each other by their distance over tan 72 degrees, and nothing repeats in either
-    direction.
+    direction. The shift is a multiple of 16 where the bands are high enough for it.
     """
     row_cuts = fibonacci_cuts(num_rows, short, seed)
-    unit = ALIGNMENT if short % ALIGNMENT == 0 else 1
+    unit = ALIGNMENT if short % ALIGNMENT == 0 and short / math.tan(PENROSE_ANGLE) >= ALIGNMENT else 1
     bands = []
     for top, bottom in pairwise(row_cuts):
         shift = unit * round((top + bottom) / 2 / math.tan(PENROSE_ANGLE) / unit)

@@ -8,11 +8,12 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from quasitile.checkpoint import stored_bytes
 from quasitile.codec.factors import decode_matrix
-from quasitile.codec.packing import unpack
+from quasitile.codec.block import Block
+from quasitile.codec.packing import code_bits, unpack
 from quasitile.codec.spectrum import TRANSFORMS
 from quasitile.codec.tiling import TILINGS
 from quasitile.compress.allocate import Coded, Coding, Job, allocate
@@ -174,15 +175,12 @@ def picture(job: Job, coded: Coded) -> dict[str, Any]:
     """The layout of one matrix: a row a tile, for the report."""
     stored = unpack(coded.payload)
     tiles = [
-        [t.row_start, t.row_stop, t.column_start, t.column_stop, block.rank, tile_bytes(block.left, block.right)]
+        [t.row_start, t.row_stop, t.column_start, t.column_stop, block.rank, round(tile_bits(block) / 8)]
         for t, block in zip(stored.tiling.tiles, stored.blocks, strict=True)
     ]
     return {"name": job.name, "shape": list(job.weight.shape), "tiles": tiles}
 
 
-def tile_bytes(left: Tensor, right: Tensor) -> int:
-    """About the bytes of one tile's codes, from their entropy."""
-    from quasitile.codec.factors import rounded_normal_bits
-
-    bits = sum(float(rounded_normal_bits(c.double().square().mean(0).sqrt()).sum()) * len(c) for c in (left, right) if c.numel())
-    return round(bits / 8)
+def tile_bits(block: Block) -> float:
+    """About the bits of one tile's codes, from their entropy."""
+    return sum(code_bits(codes) for codes in (block.left, block.right) if codes.numel())

@@ -30,4 +30,5 @@ __all__ = [
     "read_conll",
     "same_value",
     "text_loss",
+    "token_f1",
 ]

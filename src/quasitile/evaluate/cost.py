@@ -1,4 +1,4 @@
-"""What a model costs: bytes at rest and in memory, seconds to load, tokens a second."""
+"""What a model costs: numbers at rest, bytes in memory, tokens a second."""
 
 from __future__ import annotations
 
@@ -11,23 +11,27 @@ from typing import Any
 
 import torch
 from transformers import GenerationConfig
+from transformers.utils.hub import cached_file
 
 from quasitile.evaluate.batches import inference, window_length
 from quasitile.folders import peak_memory_bytes, read_json
 
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf")
 STATUS = Path("/proc/self/status")
 SAMPLING_SECONDS = 0.01
 
 
-def stored_bytes(folder: str | Path) -> int:
-    """The bytes of all weight files of a model folder."""
-    return sum(path.stat().st_size for path in sorted(Path(folder).iterdir()) if path.suffix in WEIGHT_SUFFIXES)
+def model_folder(location: str | Path) -> Path:
+    """Where a loaded model's files lie: its folder, or that of a hub name in the local cache."""
+    if Path(location).is_dir():
+        return Path(location)
+    config = cached_file(str(location), "config.json")
+    assert config is not None  # the model was loaded from there
+    return Path(config).parent
 
 
-def stored_parameters(folder: str | Path, model: Any) -> int:
+def stored_parameters(folder: Path, model: Any) -> int:
     """The numbers a model folder stores: from its `summary.json` if it says so, else the model's parameters."""
-    summary = Path(folder) / "summary.json"
+    summary = folder / "summary.json"
     if summary.is_file() and "stored_parameters" in (recorded := read_json(summary)):
         return int(recorded["stored_parameters"])
     return sum(parameter.numel() for parameter in model.parameters())

@@ -97,9 +97,10 @@ def greedy_tokens(
     room = window_length(model) - max_new_tokens
     for row, text in zip(rows, prompts, strict=True):
         if not 0 < len(row) <= room:
-            raise ValueError(f"the prompt {text[:60]!r} has {len(row)} tokens, outside [1, {room}]; shorten it with fitted_prompt")
+            raise ValueError(f"the prompt {text[:60]!r} has {len(row)} tokens, outside [1, {room}]; use fitted_prompt")
     stops, pad = stop_tokens(model, tokenizer), pad_token(tokenizer)
-    config = GenerationConfig(do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=sorted(stops) or None, pad_token_id=pad)
+    ends = sorted(stops) or None
+    config = GenerationConfig(do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=ends, pad_token_id=pad)
     continuations: list[list[int]] = [[] for _ in rows]
     with inference(model) as device:
         for batch in by_length([len(row) for row in rows], batch_size):

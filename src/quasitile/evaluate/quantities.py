@@ -35,8 +35,11 @@ NUMBER = re.compile(
     r"(?<![\w.^])(?P<sign>(?<![\w)])[+-])?(?:10\^(?P<bare>[+-]?\d+)"
     r"|(?P<digits>\d+(?:\.\d+)?|\.\d+)(?:\(\d+\))?(?: *[×x*·] *10\^?(?P<power>[+-]?\d+)|[eE](?P<e>[+-]?\d+)(?!\w))?)"
 )
-UNIT_TOKEN = re.compile(r"[ ·*]*(?P<slash>/)?[ (]*(?P<symbol>(?:wt|at|vol|mol)\.? ?%|°C|[°%]|[^\W\d_]+)(?:\^?(?P<power>[+-]?\d+))?\)?")
-RANGE = re.compile(r" *(?:-|to|and|\.\.+) *")
+UNIT_TOKEN = re.compile(
+    r"[ ·*]*(?P<slash>/)?[ (]*(?P<symbol>(?:wt|at|vol|mol)\.? ?%|°C|[°%]|[^\W\d_]+)(?:\^?(?P<power>[+-]?\d+))?\)?"
+)
+RANGE = re.compile(r" *(?:-|to|\.\.+) *")
+BETWEEN = re.compile(r" *and *")
 PLUS_MINUS = re.compile(r" *(?:±|\+/-|\+-) *")
 COMPARISONS = {
     "<": "<", "≤": "<", "up to": "<", "below": "<", "at most": "<", "less than": "<", "under": "<",
@@ -70,7 +73,7 @@ def quantities(text: str, symbols: Collection[str] = ()) -> Iterator[Quantity]:
         if second := following(text, place, PLUS_MINUS):
             uncertainty, (second_unit, place) = magnitude(second), read_unit(text, second.end(), symbols)
             unit = unit if unit[1] else second_unit
-        elif second := following(text, place, RANGE):
+        elif second := following(text, place, BETWEEN if text[: number.start()].rstrip().endswith("between") else RANGE):
             second_unit, end = read_unit(text, second.end(), symbols)
             if not unit[1] or unit == second_unit:  # "between 10% and 78%", but not "3 h and 500 K"
                 high, unit, place = magnitude(second), second_unit, end
@@ -161,7 +164,7 @@ def read_unit(text: str, place: int, symbols: Collection[str] = ()) -> tuple[Uni
 def symbol_unit(symbol: str, symbols: Collection[str] = ()) -> tuple[float, dict[str, int]] | None:
     """Scale and base powers of one symbol, known or known with a prefix, or `None`."""
     if symbol.endswith("%") and symbol != "%":
-        return 1.0, {symbol[:3].rstrip(". ") + "%": 1}  # wt%, at.%, vol%, mol%
+        return 1.0, {symbol.rstrip("%. ") + "%": 1}  # wt%, at.%, vol%, mol%
     known = _simple_unit(symbol)
     if known is None and symbol in symbols:
         return 1.0, {symbol: 1}

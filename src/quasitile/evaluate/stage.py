@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from quasitile.runtime import load_model
+from quasitile.checkpoint import stored_bytes
 from quasitile.errors import InputError
 from quasitile.evaluate.answers import answer_report, ask
 from quasitile.evaluate.battery import SPLITS, Battery, read_battery
 from quasitile.evaluate.choices import choice_report
-from quasitile.evaluate.cost import resident_bytes, running_cost, stored_bytes, stored_parameters
+from quasitile.evaluate.cost import model_folder, resident_bytes, running_cost, stored_parameters
 from quasitile.evaluate.divergence import States, model_states, state_divergence
 from quasitile.evaluate.generation import greedy_tokens
 from quasitile.evaluate.perplexity import text_loss, token_stream, windows
@@ -23,6 +23,7 @@ from quasitile.evaluate.properties import property_report
 from quasitile.evaluate.settings import EvaluateSettings
 from quasitile.folders import stage_folder, write_json, write_jsonl
 from quasitile.progress import say, track
+from quasitile.runtime import load_model
 
 MODELS = ("original", "compressed", "aligned", "adapted")
 
@@ -52,7 +53,7 @@ def evaluate(
     One model is in memory at a time. A measure whose data is not given is left out.
 
     Args:
-        models: A model folder for each of `original`, `compressed`, `aligned`, `adapted` that there is.
+        models: A model folder or hub name for each of `original`, `compressed`, `aligned`, `adapted` that there is.
         out: The folder to make.
         reading: A reading folder: questions, and its held-out documents where `domain` is not given.
         general: Held-out general text, `.txt` or JSON lines with `text`.
@@ -66,7 +67,7 @@ def evaluate(
         The folder's summary.
 
     Raises:
-        InputError: A name of a model is unknown, or data cannot be used.
+        InputError: A name of a model is unknown, a model cannot be loaded, or data cannot be used.
     """
     settings = settings or EvaluateSettings()
     check_models(models)
@@ -96,19 +97,17 @@ def evaluate(
 
 
 def check_models(models: Mapping[str, str | Path]) -> None:
-    """Refuse names that the report does not know, and folders that are not there.
+    """Refuse names that the report does not know.
 
     Raises:
-        InputError: There is no model, a name is unknown or a folder is missing.
+        InputError: There is no model, or a name is unknown.
     """
     if not models:
         raise InputError(f"no model to evaluate; name at least one of {', '.join(MODELS)}")
-    for name, folder in models.items():
+    for name in models:
         if name not in MODELS:
             near = difflib.get_close_matches(name, MODELS, 1, 0.0)[0]
             raise InputError(f"model name {name!r} is unknown; did you mean {near!r}? (one of {', '.join(MODELS)})")
-        if not Path(folder).is_dir():
-            raise InputError(f"{folder} ({name}) is not a folder; give the folder of a model")
 
 
 def measure(subject: Subject) -> dict[str, Any]:
@@ -122,8 +121,9 @@ def measure(subject: Subject) -> dict[str, Any]:
     return results
 
 
-def sizes(subject: Subject, folder: str | Path) -> dict[str, int]:
+def sizes(subject: Subject, location: str | Path) -> dict[str, int]:
     """Stored bytes, resident bytes and stored numbers: always all three."""
+    folder = model_folder(location)
     return {
         "stored_bytes": stored_bytes(folder),
         "resident_bytes": resident_bytes(subject.model),

@@ -111,10 +111,7 @@ def chart(
     parts.append(
         f'<text class="axis" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>'
     )
-    ends = "; ".join(
-        f"{line.label}: {plural(len(line.points), 'point')}, {_ends(line)}"
-        for line in lines
-    )
+    ends = "; ".join(f"{line.label}: {plural(len(line.points), 'point')}, {_ends(line)}" for line in lines)
     described = f"{y_label} by {x_label}. {ends}."
     svg = _svg(ident, title, described, WIDTH, HEIGHT, "".join(parts), "chart")
     return Figure(

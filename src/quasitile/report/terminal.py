@@ -29,7 +29,9 @@ def measures_table(models: dict[str, dict[str, Any]]) -> Table:
         for row in entries:
             arrow = "lower is better" if row.measure.lower_is_better else "higher is better"
             unit = f", {row.measure.unit}" if row.measure.unit else ""
-            rows.append((f"  {row.measure.label}{unit} [dim]({arrow})[/dim]", *(mark(cell.text, cell.best) for cell in row.cells)))
+            rows.append(
+                (f"  {row.measure.label}{unit} [dim]({arrow})[/dim]", *(mark(cell.text, cell.best) for cell in row.cells))
+            )
     return table("", ("", *names), rows)
 
 

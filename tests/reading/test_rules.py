@@ -1,0 +1,127 @@
+"""Each rule on sentences it takes and sentences it must leave."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quasitile.reading.normalise import normalise
+from quasitile.reading.questions import FALLBACK_RULES, RULES, Passage
+from quasitile.reading.questions.candidate import name_article
+
+
+def asked(rule: str, text: str):
+    return RULES[rule](Passage("A title", "Methods", "methods", text))
+
+
+@pytest.mark.parametrize(
+    ("rule", "text", "question", "answer"),
+    [
+        ("acronym", "A solid oxide fuel cell (SOFC) runs hot.", "What does SOFC stand for?", "solid oxide fuel cell"),
+        ("acronym", "We used X-ray diffraction (XRD) at once.", "What does XRD stand for?", "X-ray diffraction"),
+        ("acronym", "The density of states (DOS) is low.", "What does DOS stand for?", "density of states"),
+        ("definition", "A phonon is a quantum of lattice vibration.", "What is a phonon?", "a quantum of lattice vibration"),
+        (
+            "definition",
+            "A cathode is the electrode of a battery that accepts electrons during its discharge.",
+            "Which term means 'the electrode of a battery that accepts electrons during its discharge'?",
+            "cathode",
+        ),
+        ("property", "The band gap of CsPbI3 is 1.73 eV in films.", "What is the band gap of CsPbI3?", "1.73 eV"),
+        ("property", "The steel has a yield strength of about 350 MPa.", "What is the yield strength of the steel in {article}?", "350 MPa"),
+        (
+            "property",
+            "The Seebeck coefficient of optimised Bi2Te3 is about 200 μV K^-1 at room temperature.",
+            "What is the Seebeck coefficient of optimised Bi2Te3 at room temperature?",
+            "200 μV K^-1",
+        ),
+        ("condition", "The pellets were sintered at 1100 °C.", "At what temperature were the pellets sintered in {article}?", "1100 °C"),
+        ("condition", "The wet film was then dried for 5-10 min.", "For how long was the wet film dried in {article}?", "5-10 min"),
+        ("condition", "Finally, the powder was heated in flowing argon.", "In which atmosphere was the powder heated in {article}?", "flowing argon"),
+        ("condition", "The powder was pressed under a pressure of 5 GPa.", "Under what pressure was the powder pressed in {article}?", "5 GPa"),
+        ("composition", "MOF-5 consists of zinc clusters and linkers.", "What does MOF-5 consist of, according to {article}?", "zinc clusters and linkers"),
+        (
+            "comparison",
+            "The density of LiCoO2 is higher than that of LiFePO4.",
+            "Which has the higher density in {article}: LiCoO2 or LiFePO4?",
+            "LiCoO2",
+        ),
+        ("comparison", "Tungsten has a higher melting point than iron.", "Which has the higher melting point in {article}: iron or Tungsten?", "Tungsten"),
+        ("cause", "The voltage loss is caused by recombination at the interfaces.", "What causes the voltage loss, according to {article}?", "recombination at the interfaces"),
+        ("cause", "The broad peak is attributed to oxygen vacancies, which are many.", "To what is the broad peak attributed in {article}?", "oxygen vacancies"),
+        (
+            "cloze",
+            "Most cathodes for cars are made from the layered oxide LiCoO2 today.",
+            "Complete this sentence from {article}: Most cathodes for cars are made from the layered oxide ____ today.",
+            "LiCoO2",
+        ),
+        (
+            "true_false",
+            "The best laboratory cells with a single absorber reach an efficiency of 25%.",
+            "True or false, according to {article}: The best laboratory cells with a single absorber reach an efficiency of 50%.",
+            "False",
+        ),
+    ],
+)
+def test_rules_ask(rule, text, question, answer):
+    candidates = asked(rule, text)
+    assert (question, answer) in [(candidate.questions[0], candidate.answer) for candidate in candidates]
+    assert all(2 <= len(set(candidate.questions)) <= 4 for candidate in candidates)
+    assert all(candidate.kind == rule for candidate in candidates)
+
+
+@pytest.mark.parametrize(
+    ("rule", "text"),
+    [
+        ("acronym", "A fuel cell (Fig) and the sample (ABC) are here."),
+        ("acronym", "Growth of films by hand (CVD) is slow."),
+        ("definition", "It is a metal that conducts electricity well."),
+        ("definition", "The reason is a lack of oxygen in the furnace."),
+        ("definition", "Graphene is a promising candidate for batteries of all kinds."),
+        ("definition", "This result is a sign of order in the film."),
+        ("property", "Its band gap is 1.5 eV and grows."),
+        ("property", "The band gap of which is 1.5 eV."),
+        ("property", "The strength of the steel is 5 % higher than before."),
+        ("property", "The band gap of the film is 300 °C."),
+        ("condition", "It was sintered at 1100 °C."),
+        ("condition", "The pellets were sintered at 1100, 1200 and 1300 °C."),
+        ("condition", "The pellets were sintered; the film on top of them melts at 1100 °C."),
+        ("composition", "It consists of zinc."),
+        ("comparison", "This is higher than that of iron."),
+        ("comparison", "The density is higher than 5 nm."),
+        ("cause", "This is attributed to oxygen vacancies."),
+        ("cause", "The loss is due to this effect of the wall."),
+        ("cloze", "Fig. 3 shows the layered oxide LiCoO2 in a cell of the car."),
+        ("true_false", "They reach an efficiency of 25% in the laboratory under the lamp."),
+        ("summary", "Too short."),
+    ],
+)
+def test_rules_leave(rule, text):
+    assert asked(rule, text) == []
+
+
+def test_every_rule_is_tried_above():
+    marks = {parameters[0] for parameters in test_rules_ask.pytestmark[0].args[1]}
+    assert marks | {"summary"} == set(RULES)
+
+
+def test_summary_names_the_section_and_the_article():
+    text = "Garnet electrolytes conduct lithium ions through channels. The garnet electrolytes resist the lithium metal of the anode."
+    candidate = asked("summary", text)[0]
+    question = name_article(candidate.questions[0], "A title")
+    assert question == "What is the main statement of the section 'Methods' of the article 'A title'?"
+    assert candidate.answer in text
+
+
+WORDS = "The A is was of at in for and gap LiCoO2 1100 °C 2 h (SOFC) solid oxide fuel cell heated, attributed to than higher that. consists".split()
+
+
+@given(st.lists(st.sampled_from([*WORDS, "\n\n", ".", "It", "has a density of 5 g cm^-3."]), max_size=60).map(" ".join).map(normalise))
+def test_evidence_stands_where_every_rule_says(text):
+    passage = Passage("A title", "S", "other", text)
+    for rule in [*RULES.values(), *FALLBACK_RULES.values()]:
+        for candidate in rule(passage):
+            assert text[candidate.evidence.start : candidate.evidence.stop] == candidate.evidence.text
+            assert candidate.questions
+            assert candidate.answer

@@ -1,0 +1,101 @@
+"""Coded layers compute what their dense weight computes, trained or not."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from quasitile.codec.factors import decode_matrix, encode_matrix
+from quasitile.codec.tiling import TILINGS
+from quasitile.runtime import TiledEmbedding, TiledHead, TiledLinear, TiledMatrix
+from tests.conftest import TOLERANCE
+
+CLOSE = TOLERANCE[torch.float32]
+
+
+@pytest.fixture(params=sorted(TILINGS))
+def coded(request):
+    weight = torch.randn(50, 36, generator=torch.Generator().manual_seed(0))
+    tiling = TILINGS[request.param](50, 36, 16, 0)
+    return encode_matrix(weight, tiling, torch.eye(36), torch.ones(50), 0.3)[0]
+
+
+@pytest.fixture
+def matrix(coded):
+    return TiledMatrix.from_coded(coded)
+
+
+def test_a_layer_is_its_dense_weight(matrix, coded):
+    x = torch.randn(5, 36)
+    bias = torch.nn.Parameter(torch.randn(50))
+    expected = torch.nn.functional.linear(x, decode_matrix(coded), bias)
+    assert torch.equal(TiledLinear(matrix, bias)(x), expected)
+
+
+def test_making_it_trainable_changes_nothing(matrix):
+    before = matrix.weight().clone()
+    matrix.make_trainable(torch.Generator().manual_seed(0), jitter=0.45)
+    assert_close(matrix.weight(), before, **CLOSE)
+    matrix.pack()
+    assert torch.equal(matrix.weight(), before)
+
+
+def test_what_is_trained_is_what_is_stored(matrix):
+    matrix.make_trainable()
+    optimizer = torch.optim.Adam(matrix.blocks.parameters(), lr=0.3)
+    target = torch.randn(50, 36, generator=torch.Generator().manual_seed(1))
+    losses = []
+    for _ in range(30):
+        loss = (matrix.weight() - target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+    trained = matrix.weight().detach()
+    matrix.pack()
+    assert_close(matrix.weight(), trained, **CLOSE)
+
+
+def test_gradients_pass_the_rounding_as_if_it_were_not_there(matrix):
+    matrix.make_trainable()
+    block = next(block for block in matrix.rank_blocks() if block.left.numel())
+    matrix.weight().sum().backward()
+    tile = torch.zeros(50, 36)
+    tile[block.tile.rows, block.tile.columns] = 1
+    assert block.left.grad is not None
+    assert block.left.grad.abs().sum() > 0
+
+
+def test_without_gradients_the_weight_is_kept_until_a_block_changes(matrix):
+    matrix.make_trainable()
+    with torch.no_grad():
+        first = matrix.weight()
+        assert matrix.weight() is first
+        block = next(block for block in matrix.rank_blocks() if block.left.numel())
+        block.left += 2
+        assert not torch.equal(matrix.weight(), first)
+
+
+def test_a_tile_of_the_weight_is_a_block(matrix):
+    matrix.make_trainable()
+    weight = matrix.weight()
+    for block in matrix.rank_blocks():
+        assert_close(matrix.weight_of(block), weight[block.tile.rows, block.tile.columns], **CLOSE)
+
+
+def test_a_head_shares_its_embedding(matrix):
+    embedding = TiledEmbedding(matrix)
+    head = TiledHead(embedding)
+    assert not list(head.parameters())
+    assert not list(head.buffers())
+    hidden = torch.randn(2, 36)
+    assert torch.equal(head(hidden), hidden @ embedding.weight.T)
+    assert torch.equal(embedding(torch.tensor([3, 7])), embedding.weight[[3, 7]])
+
+
+def test_bytes_of_another_shape_are_refused(coded):
+    matrix = TiledMatrix.from_coded(coded)
+    other = TiledMatrix((3, 3), 0)
+    other.payload = matrix.payload
+    with pytest.raises(ValueError, match="expected"):
+        other.decode()
