@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -165,6 +166,15 @@ def short(value: float | str) -> str:
     return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
 
 
+class Stopped(Exception):  # noqa: N818
+    """Ctrl-C."""
+
+
+def stop(*_: object) -> None:
+    """The handler of Ctrl-C: leave through all `with` blocks, so that nothing half-written stays."""
+    raise Stopped
+
+
 def guarded(command: Callable[[], Any]) -> int:
     """Run a command; one line and exit status 2 for what the user can mend."""
     try:
@@ -175,7 +185,7 @@ def guarded(command: Callable[[], Any]) -> int:
         if error.errno != errno.ENOSPC:
             raise
         line = f"no space left on the device while writing {error.filename or 'the output'}; free some room and run again"
-    except KeyboardInterrupt:
+    except Stopped:
         print("quasitile: stopped; run the same command again to go on", file=sys.stderr)
         return 130
     else:
@@ -192,7 +202,8 @@ def main() -> None:
 
     transformers_logging.disable_progress_bar()
     set_quiet(bool(os.environ.get("QUASITILE_QUIET")))
-    sys.exit(guarded(lambda: app(standalone_mode=False)))
+    signal.signal(signal.SIGINT, stop)
+    sys.exit(guarded(app))
 
 
 if __name__ == "__main__":

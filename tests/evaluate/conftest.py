@@ -26,13 +26,13 @@ def build_tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
     )
 
 
-def build_model(seed: int = 0, layers: int = 3, window: int = 256) -> LlamaForCausalLM:
-    """A random Llama with hidden width 32."""
+def build_model(seed: int = 0, layers: int = 3, spread: float = 0.4) -> LlamaForCausalLM:
+    """A random Llama with hidden width 32; the larger the spread, the more a token depends on those before it."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=262, hidden_size=32, intermediate_size=48, num_hidden_layers=layers, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=window, bos_token_id=0, eos_token_id=0, pad_token_id=1,
-        initializer_range=0.4,
+        num_key_value_heads=2, max_position_embeddings=256, bos_token_id=0, eos_token_id=0, pad_token_id=1,
+        initializer_range=spread,
     )  # fmt: skip
     return LlamaForCausalLM(config).eval()
 

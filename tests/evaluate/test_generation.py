@@ -4,7 +4,7 @@ import torch
 from quasitile.errors import InputError
 from quasitile.evaluate.generation import Answer, fitted_prompt, generate_answers, greedy_tokens, prompt, split_trace
 
-PROMPTS = ["a", "What is the band gap of silicon?", "Which?", "x y z " * 12, "μ"]
+PROMPTS = ["a", "What is the band gap of silicon?", "Which?", "x y z " * 8, "μ"]
 
 
 @torch.no_grad()
@@ -20,10 +20,10 @@ def naive_greedy(model, tokenizer, text, max_new_tokens):
     return tokens[length:]
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 32])
+@pytest.mark.parametrize("batch_size", [2, 32])
 def test_a_batch_gives_what_each_prompt_gives_alone(model, tokenizer, batch_size):
-    rows = greedy_tokens(model, tokenizer, PROMPTS, max_new_tokens=9, batch_size=batch_size)
-    assert rows == [naive_greedy(model, tokenizer, text, 9) for text in PROMPTS]
+    rows = greedy_tokens(model, tokenizer, PROMPTS, max_new_tokens=6, batch_size=batch_size)
+    assert rows == [naive_greedy(model, tokenizer, text, 6) for text in PROMPTS]
 
 
 def test_generation_stops_at_the_end_of_text(make_model, tokenizer):

@@ -5,7 +5,7 @@ import torch
 
 from quasitile.evaluate.perplexity import text_loss, token_stream, windows
 
-TEXTS = ["The band gap is 1.55 eV.", "", "Zr doping lowers it; μ-Raman shows 520 cm^-1.", "x" * 70]
+TEXTS = ["The band gap is 1.55 eV.", "", "Zr doping lowers it; μ-Raman shows 520 cm^-1.", "x" * 20]
 
 
 def naive_nats(model, stream, length):
@@ -18,7 +18,7 @@ def naive_nats(model, stream, length):
     return total
 
 
-@pytest.mark.parametrize(("length", "batch_size"), [(16, 3), (7, 2), (1, 50), (500, 4)])
+@pytest.mark.parametrize(("length", "batch_size"), [(16, 3), (7, 2), (1, 50), (500, 1)])
 def test_loss_equals_a_token_by_token_loop(model, tokenizer, length, batch_size):
     stream = [0, *tokenizer.encode(TEXTS[0]), 0, *tokenizer.encode(TEXTS[2]), 0, *tokenizer.encode(TEXTS[3])]
     with torch.no_grad():

@@ -27,13 +27,15 @@ def sentences(count, seed, shuffled=False):
     return made
 
 
-def test_what_the_words_tell_is_found(model, tokenizer):
+def test_what_the_words_tell_is_found(make_model, tokenizer):
+    model = make_model(spread=0.02)
     report = entity_f1(model, tokenizer, sentences(150, 0), sentences(40, 1), ridge=1e-4)
     assert report["f1"] == 1
     assert set(report["by_label"]) == {"MAT", "UNIT"}
 
 
-def test_shuffled_labels_are_not_learnt(model, tokenizer):
+def test_shuffled_labels_are_not_learnt(make_model, tokenizer):
+    model = make_model(spread=0.02)
     assert entity_f1(model, tokenizer, sentences(150, 0, shuffled=True), sentences(40, 1), ridge=1e-4)["f1"] < 0.3
 
 

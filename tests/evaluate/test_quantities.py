@@ -71,8 +71,8 @@ def test_unequal_values(given, value, unit):
 
 
 def test_all_values_of_a_text_in_order():
-    lows = [round(value.low, 9) for value in quantities("From 2 V to 3 V at 300 K, La0.8Sr0.2 and 1.5(2) nm")]
-    assert lows == [2, 300, 1.5e-9]
+    lows = [value.low for value in quantities("From 2 V to 3 V at 300 K, La0.8Sr0.2 and 1.5(2) nm")]
+    assert lows == pytest.approx([2, 300, 1.5e-9])
 
 
 RECORDS = [

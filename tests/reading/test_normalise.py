@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quasitile.reading.normalise import comparable, count_words, dehyphenate, normalise
@@ -31,6 +31,7 @@ def test_each_character_has_one_writing(given_text, expected):
     assert normalise(given_text) == expected
 
 
+@settings(deadline=None)
 @given(st.text(alphabet=st.sampled_from("ab1 \n^{}-\u2013\u2212\u00b2\u2082\u00a0\ufb01\u00ad.,("), max_size=60))
 def test_normalising_twice_changes_nothing(text):
     assert normalise(normalise(text)) == normalise(text)

@@ -11,7 +11,9 @@ from quasitile.reading.questions import Candidate
 from quasitile.reading.sentences import Sentence
 
 EVIDENCE = Sentence("The band gap of CsPbI3 is 1.73 eV.", 0, 34)
-GOOD = Candidate("property", ("What is the band gap of CsPbI3?", "How large is the gap?"), "1.73 eV", EVIDENCE, "So it is 1.73 eV.", 0.9)
+GOOD = Candidate(
+    "property", ("What is the band gap of CsPbI3?", "How large is the gap?"), "1.73 eV", EVIDENCE, "So it is 1.73 eV.", 0.9
+)
 
 FAULTY = {
     "empty answer": replace(GOOD, answer="..."),
@@ -51,7 +53,11 @@ def test_experts_are_not_judged():
         (GOOD, "a", "near-duplicate"),
         (GOOD, "b", "near-duplicate"),
         (replace(GOOD, answer="9 eV"), "b", "contradicts an earlier question"),
-        (replace(GOOD, questions=("What is the direct band gap of CsPbI3?",), evidence=Sentence("Other 1.73 eV.", 0, 14)), "a", "near-duplicate"),
+        (
+            replace(GOOD, questions=("What is the band gap of the CsPbI3 film?",), evidence=Sentence("Other 1.73 eV.", 0, 14)),
+            "a",
+            "near-duplicate",
+        ),
         (replace(GOOD, questions=("Fill in: ____",), kind="cloze"), "a", "same fact asked already"),
         (replace(GOOD, questions=("What is the density of iron?",), evidence=Sentence("Iron 1.73 eV.", 0, 13)), "a", ""),
     ],
@@ -71,8 +77,14 @@ def test_the_same_question_on_two_articles_is_two_questions():
 
 def test_selection_keeps_experts_and_counts_the_rest():
     questions = [f"What is property {word}?" for word in ("alpha", "beta", "gamma", "delta", "omega", "kappa")]
-    rules = [replace(GOOD, questions=(question,), answer=str(n), evidence=Sentence(f"s {n}", n, n + 3)) for n, question in enumerate(questions)]
-    experts = [replace(candidate, source="curated", kind="expert", questions=(f"{candidate.questions[0]} Why?",)) for candidate in rules[:3]]
+    rules = [
+        replace(GOOD, questions=(question,), answer=str(n), evidence=Sentence(f"s {n}", n, n + 3))
+        for n, question in enumerate(questions)
+    ]
+    experts = [
+        replace(candidate, source="curated", kind="expert", questions=(f"{candidate.questions[0]} Why?",))
+        for candidate in rules[:3]
+    ]
     chosen, dropped = select([*rules, *experts], Asked(), "a", 4)
     assert [candidate.source for candidate in chosen] == ["curated"] * 3 + ["rules"]
     assert len(chosen) + len(dropped) == 9
@@ -80,7 +92,10 @@ def test_selection_keeps_experts_and_counts_the_rest():
 
 
 def test_kinds_are_balanced():
-    clozes = [replace(GOOD, kind="cloze", questions=(f"Blank {word}",), answer=word, evidence=Sentence(word, n, n + 1)) for n, word in enumerate("pqrst")]
+    clozes = [
+        replace(GOOD, kind="cloze", questions=(f"Blank {word}",), answer=word, evidence=Sentence(word, n, n + 1))
+        for n, word in enumerate("pqrst")
+    ]
     chosen, dropped = select(clozes, Asked(), "a", 5)
     assert len(chosen) == 2
     assert {reason for _, reason in dropped} == {"kind has its share"}

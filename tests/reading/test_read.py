@@ -33,7 +33,7 @@ def check_contract(folder: Path) -> None:
         metadata, section = row["metadata"], sections[row["metadata"]["document"], row["metadata"]["section"]]
         evidence = metadata["evidence"]
         assert section["text"][evidence["start"] : evidence["stop"]] == evidence["text"]
-        assert metadata["answer" if "answer" in metadata else "accepted"][0] == row["messages"][1]["content"]
+        assert metadata["accepted"][0] == row["messages"][1]["content"]
         assert evidence["text"].replace('"', "'") in row["messages"][1]["reasoning_content"] or metadata["source"] == "curated"
         assert "{article}" not in row["messages"][0]["content"]
         document_split = documents[metadata["document"]]["split"]
@@ -59,21 +59,28 @@ def test_reading_fulfils_the_contract(papers, tmp_path):
     assert summary["num_documents"] == 2
     assert summary["num_sections_without_question"] == 0
     assert {"definition", "acronym", "property", "condition", "comparison", "cause"} <= set(summary["questions_by_kind"])
-    assert summary["num_questions"] == summary["num_train"] + summary["num_phrasing"] == len(load(tmp_path / "out", "questions"))
+    assert (
+        summary["num_questions"] == summary["num_train"] + summary["num_phrasing"] == len(load(tmp_path / "out", "questions"))
+    )
     assert json.loads((tmp_path / "out" / "summary.json").read_text()) == summary
-    assert [row["dropped_characters"]["references"] for row in load(tmp_path / "out", "documents")] == [23, 11]
+    assert [row["dropped_characters"]["references"] for row in load(tmp_path / "out", "documents")] == [20, 11]
 
 
 def test_the_same_input_gives_the_same_bytes(papers, tmp_path):
     for name in ("one", "two"):
         read(papers, tmp_path / name)
-    assert all((tmp_path / "one" / f"{name}.jsonl").read_bytes() == (tmp_path / "two" / f"{name}.jsonl").read_bytes() for name in FILES)
+    assert all(
+        (tmp_path / "one" / f"{name}.jsonl").read_bytes() == (tmp_path / "two" / f"{name}.jsonl").read_bytes() for name in FILES
+    )
 
 
 def test_another_paper_does_not_change_the_wording_held_out(papers, tmp_path):
     read(papers / "oxides.txt", tmp_path / "one")
     read(papers, tmp_path / "two")
-    splits = [{row["metadata"]["id"]: row["metadata"]["split"] for row in load(tmp_path / name, "questions")} for name in ("one", "two")]
+    splits = [
+        {row["metadata"]["id"]: row["metadata"]["split"] for row in load(tmp_path / name, "questions")}
+        for name in ("one", "two")
+    ]
     assert splits[0].items() <= splits[1].items()
 
 
@@ -109,8 +116,19 @@ def test_curated_questions_are_placed_or_dropped_with_a_reason(papers, tmp_path)
     evidence = "The pellets were sintered at 1100 °C for 12 h in air."
     write_rows(
         papers / "questions.jsonl",
-        {**row, "evidence": evidence, "phrasings": ["Which step needs air?"], "trace": "It says so.", "accepted": ["the sintering"]},
-        {**row, "section": "Introduction", "evidence": "The density of LiCoO2 is higher than that of LiFePO4.", "question": "Q?"},
+        {
+            **row,
+            "evidence": evidence,
+            "phrasings": ["Which step needs air?"],
+            "trace": "It says so.",
+            "accepted": ["the sintering"],
+        },
+        {
+            **row,
+            "section": "Introduction",
+            "evidence": "The density of LiCoO2 is higher than that of LiFePO4.",
+            "question": "Q?",
+        },
         {**row, "evidence": "This is not there."},
         {**row, "document": "nobody", "evidence": evidence},
     )
@@ -120,7 +138,10 @@ def test_curated_questions_are_placed_or_dropped_with_a_reason(papers, tmp_path)
     assert [row["messages"][0]["content"] for row in expert] == ["Where does air matter?", "Which step needs air?", "Q?"]
     assert expert[0]["messages"][1]["reasoning_content"] == "It says so."
     assert expert[0]["metadata"]["accepted"] == ["sintering", "the sintering"]
-    assert {row["metadata"]["evidence"]["text"] for row in expert} == {evidence, "The density of LiCoO2 is higher than that of LiFePO4."}
+    assert {row["metadata"]["evidence"]["text"] for row in expert} == {
+        evidence,
+        "The density of LiCoO2 is higher than that of LiFePO4.",
+    }
     assert summary["dropped_by_reason"]["evidence not in the document"] == 1
     assert summary["dropped_by_reason"]["document not found"] == 1
 
@@ -133,13 +154,18 @@ def test_a_part_of_a_latex_paper_is_not_a_paper(papers, tmp_path):
 
 def test_documents_of_one_name_are_told_apart(papers, tmp_path):
     (papers / "more").mkdir()
-    (papers / "more" / "garnets.md").write_text("# Other\n\nGarnets are minerals that contain silicon and oxygen in tetrahedra.")
+    (papers / "more" / "garnets.md").write_text(
+        "# Other\n\nGarnets are minerals that contain silicon and oxygen in tetrahedra."
+    )
     read(papers, tmp_path / "out")
     assert [row["document"] for row in load(tmp_path / "out", "documents")] == ["garnets", "more/garnets", "oxides"]
 
 
 def test_rows_of_another_kind_are_left_out(tmp_path):
-    rows = [{"doc_id": kind, "kind": kind, "sections": [{"title": "A", "text": "Iron is a metal that rusts."}]} for kind in ("article", "lecture")]
+    rows = [
+        {"doc_id": kind, "kind": kind, "sections": [{"title": "A", "text": "Iron is a metal that rusts."}]}
+        for kind in ("article", "lecture")
+    ]
     write_rows(tmp_path / "rows.jsonl", *rows)
     assert read(tmp_path / "rows.jsonl", tmp_path / "out", ReadSettings(kind="lecture"))["num_documents"] == 1
 
@@ -153,7 +179,11 @@ def test_rows_of_another_kind_are_left_out(tmp_path):
         (lambda papers: None, {"test_documents": ("garnets", "oxides")}, "no document for training"),
         (lambda papers: None, {"test_documents": ("granets",)}, "'granets', which is not a document"),
         (lambda papers: (papers / "split.json").write_text("[]"), {}, "split.json must be"),
-        (lambda papers: (papers / "questions.jsonl").write_text('{"document": "garnets"}'), {}, 'row 1 has no text in "question"'),
+        (
+            lambda papers: (papers / "questions.jsonl").write_text('{"document": "garnets"}'),
+            {},
+            'row 1 has no text in "question"',
+        ),
         (lambda papers: (papers / "questions.jsonl").write_text("{"), {}, "questions.jsonl:1 is not valid JSON"),
     ],
 )
@@ -170,7 +200,9 @@ def test_a_missing_folder_is_named(tmp_path):
         read(tmp_path / "nowhere", tmp_path / "out")
 
 
-@pytest.mark.parametrize("settings", [{"rules": ("riddle",)}, {"min_facts": 6}, {"min_section_characters": 2000}, {"test_share": 1.0}])
+@pytest.mark.parametrize(
+    "settings", [{"rules": ("riddle",)}, {"min_facts": 6}, {"min_section_characters": 2000}, {"test_share": 1.0}]
+)
 def test_impossible_settings_are_refused(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         ReadSettings(**settings)

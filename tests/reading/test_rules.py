@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quasitile.reading.normalise import normalise
@@ -29,27 +29,72 @@ def asked(rule: str, text: str):
             "cathode",
         ),
         ("property", "The band gap of CsPbI3 is 1.73 eV in films.", "What is the band gap of CsPbI3?", "1.73 eV"),
-        ("property", "The steel has a yield strength of about 350 MPa.", "What is the yield strength of the steel in {article}?", "350 MPa"),
+        (
+            "property",
+            "The steel has a yield strength of about 350 MPa.",
+            "What is the yield strength of the steel in {article}?",
+            "350 MPa",
+        ),
         (
             "property",
             "The Seebeck coefficient of optimised Bi2Te3 is about 200 μV K^-1 at room temperature.",
             "What is the Seebeck coefficient of optimised Bi2Te3 at room temperature?",
             "200 μV K^-1",
         ),
-        ("condition", "The pellets were sintered at 1100 °C.", "At what temperature were the pellets sintered in {article}?", "1100 °C"),
-        ("condition", "The wet film was then dried for 5-10 min.", "For how long was the wet film dried in {article}?", "5-10 min"),
-        ("condition", "Finally, the powder was heated in flowing argon.", "In which atmosphere was the powder heated in {article}?", "flowing argon"),
-        ("condition", "The powder was pressed under a pressure of 5 GPa.", "Under what pressure was the powder pressed in {article}?", "5 GPa"),
-        ("composition", "MOF-5 consists of zinc clusters and linkers.", "What does MOF-5 consist of, according to {article}?", "zinc clusters and linkers"),
+        (
+            "condition",
+            "The pellets were sintered at 1100 °C.",
+            "At what temperature were the pellets sintered in {article}?",
+            "1100 °C",
+        ),
+        (
+            "condition",
+            "The wet film was then dried for 5-10 min.",
+            "For how long was the wet film dried in {article}?",
+            "5-10 min",
+        ),
+        (
+            "condition",
+            "Finally, the powder was heated in flowing argon.",
+            "In which atmosphere was the powder heated in {article}?",
+            "flowing argon",
+        ),
+        (
+            "condition",
+            "The powder was pressed under a pressure of 5 GPa.",
+            "Under what pressure was the powder pressed in {article}?",
+            "5 GPa",
+        ),
+        (
+            "composition",
+            "MOF-5 consists of zinc clusters and linkers.",
+            "What does MOF-5 consist of, according to {article}?",
+            "zinc clusters and linkers",
+        ),
         (
             "comparison",
             "The density of LiCoO2 is higher than that of LiFePO4.",
             "Which has the higher density in {article}: LiCoO2 or LiFePO4?",
             "LiCoO2",
         ),
-        ("comparison", "Tungsten has a higher melting point than iron.", "Which has the higher melting point in {article}: iron or Tungsten?", "Tungsten"),
-        ("cause", "The voltage loss is caused by recombination at the interfaces.", "What causes the voltage loss, according to {article}?", "recombination at the interfaces"),
-        ("cause", "The broad peak is attributed to oxygen vacancies, which are many.", "To what is the broad peak attributed in {article}?", "oxygen vacancies"),
+        (
+            "comparison",
+            "Tungsten has a higher melting point than iron.",
+            "Which has the higher melting point in {article}: iron or Tungsten?",
+            "Tungsten",
+        ),
+        (
+            "cause",
+            "The voltage loss is caused by recombination at the interfaces.",
+            "What causes the voltage loss, according to {article}?",
+            "recombination at the interfaces",
+        ),
+        (
+            "cause",
+            "The broad peak is attributed to oxygen vacancies, which are many.",
+            "To what is the broad peak attributed in {article}?",
+            "oxygen vacancies",
+        ),
         (
             "cloze",
             "Most cathodes for cars are made from the layered oxide LiCoO2 today.",
@@ -114,10 +159,15 @@ def test_summary_names_the_section_and_the_article():
     assert candidate.answer in text
 
 
-WORDS = "The A is was of at in for and gap LiCoO2 1100 °C 2 h (SOFC) solid oxide fuel cell heated, attributed to than higher that. consists".split()
+WORDS = ["The", "A", "is", "was", "of", "at", "in", "for", "and", "gap", "LiCoO2", "1100", "°C", "2", "h", "(SOFC)", "solid", "oxide", "fuel", "cell", "heated,", "attributed", "to", "than", "higher", "that.", "consists"]
 
 
-@given(st.lists(st.sampled_from([*WORDS, "\n\n", ".", "It", "has a density of 5 g cm^-3."]), max_size=60).map(" ".join).map(normalise))
+@settings(deadline=None)
+@given(
+    st.lists(st.sampled_from([*WORDS, "\n\n", ".", "It", "has a density of 5 g cm^-3."]), max_size=60)
+    .map(" ".join)
+    .map(normalise)
+)
 def test_evidence_stands_where_every_rule_says(text):
     passage = Passage("A title", "S", "other", text)
     for rule in [*RULES.values(), *FALLBACK_RULES.values()]:

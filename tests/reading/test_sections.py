@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quasitile.reading.documents.document import Section
@@ -37,12 +37,20 @@ def test_declared_types(value, expected):
 
 
 def test_a_section_without_text_lends_its_type():
-    shaped = shape_sections([Section("Experimental", 1, "", ""), Section("Powders", 2, "", "Text of this."), Section("Steel", 1, "", "Iron.")], 0, 500)
+    shaped = shape_sections(
+        [Section("Experimental", 1, "", ""), Section("Powders", 2, "", "Text of this."), Section("Steel", 1, "", "Iron.")],
+        0,
+        500,
+    )
     assert [(section.title, section.type) for section in shaped] == [("Powders", "methods"), ("Steel", "other")]
 
 
 def test_tiny_sections_of_one_type_merge():
-    shaped = shape_sections([Section("One", 1, "methods", "Short."), Section("Two", 1, "methods", "Too."), Section("End", 1, "results", "x")], 50, 500)
+    shaped = shape_sections(
+        [Section("One", 1, "methods", "Short."), Section("Two", 1, "methods", "Too."), Section("End", 1, "results", "x")],
+        50,
+        500,
+    )
     assert [(section.title, section.text) for section in shaped] == [("One / Two", "Short.\n\nToo."), ("End", "x")]
 
 
@@ -53,8 +61,14 @@ def test_long_sections_split_at_paragraphs():
     assert "\n\n".join(section.text for section in shaped) == text
 
 
+@settings(deadline=None)
 @given(
-    st.lists(st.text(alphabet="ab. \n", max_size=400).map(lambda text: "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))), max_size=5),
+    st.lists(
+        st.text(alphabet="ab. \n", max_size=400).map(
+            lambda text: "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
+        ),
+        max_size=5,
+    ),
     st.integers(100, 300),
 )
 def test_nothing_is_lost_and_nothing_is_too_long(texts, limit):
@@ -80,6 +94,7 @@ def test_sentences(text, expected):
     assert len(split_sentences(text)) == expected
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="aB .!?\n3", max_size=80))
 def test_sentences_cover_the_text_in_order(text):
     sentences = split_sentences(text)

@@ -135,6 +135,7 @@ def test_full_page_is_well_formed(full_run):
     page = page_of(full_run)
     check_well_formed(page)
     assert 'class="absent"' not in page
+    assert page.count("<figure>") == 8, "alignment 2, layers 2, learning 4"
 
 
 def test_hostile_text_stays_text(make_run, tmp_path):

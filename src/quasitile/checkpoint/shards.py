@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import struct
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -40,11 +43,21 @@ def write_shards(tensors: dict[str, Tensor], folder: Path, shard_bytes: int = SH
     checksums, weight_map = {}, {}
     for number, group in enumerate(groups, 1):
         file = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
-        save_file(group, folder / file, metadata={"format": "pt"})
+        _save(group, folder / file)
         checksums[file] = checksum(folder / file)
         weight_map |= dict.fromkeys(group, file)
     total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     write_json(folder / INDEX, {"metadata": {"total_size": total, "sha256": checksums}, "weight_map": weight_map})
+
+
+def _save(tensors: dict[str, Tensor], file: Path) -> None:
+    """Write one shard; a full disk is an `OSError`, as it is everywhere else."""
+    try:
+        save_file(tensors, file, metadata={"format": "pt"})
+    except SafetensorError as error:
+        if "os error 28" in str(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file)) from error
+        raise
 
 
 def checksum(file: Path) -> str:

@@ -1,45 +1,21 @@
-"""The stage: models and data in, one evaluation folder out. Read `MEASURES` at the end first."""
+"""The stage: models and data in, one evaluation folder out."""
 
 from __future__ import annotations
 
 import difflib
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from quasitile.checkpoint import stored_bytes
 from quasitile.errors import InputError
-from quasitile.evaluate.answers import answer_report, ask
-from quasitile.evaluate.battery import SPLITS, Battery, read_battery
-from quasitile.evaluate.choices import choice_report
-from quasitile.evaluate.cost import model_folder, resident_bytes, running_cost, stored_parameters
-from quasitile.evaluate.divergence import States, model_states, state_divergence
-from quasitile.evaluate.generation import greedy_tokens
-from quasitile.evaluate.perplexity import text_loss, token_stream, windows
-from quasitile.evaluate.probe import entity_f1
-from quasitile.evaluate.properties import property_report
+from quasitile.evaluate.battery import read_battery
+from quasitile.evaluate.measures import Subject, continuations, measure, reference_states, sizes
 from quasitile.evaluate.settings import EvaluateSettings
 from quasitile.folders import stage_folder, write_json, write_jsonl
-from quasitile.progress import say, track
 from quasitile.runtime import load_model
 
 MODELS = ("original", "compressed", "aligned", "adapted")
-
-
-@dataclass
-class Subject:
-    """A loaded model under evaluation, with what it is asked and what it answered."""
-
-    name: str
-    model: Any
-    tokenizer: Any
-    load_seconds: float
-    battery: Battery
-    settings: EvaluateSettings
-    reference: list[States]
-    answers: list[dict[str, Any]] = field(default_factory=list)
 
 
 def evaluate(
@@ -108,137 +84,3 @@ def check_models(models: Mapping[str, str | Path]) -> None:
         if name not in MODELS:
             near = difflib.get_close_matches(name, MODELS, 1, 0.0)[0]
             raise InputError(f"model name {name!r} is unknown; did you mean {near!r}? (one of {', '.join(MODELS)})")
-
-
-def measure(subject: Subject) -> dict[str, Any]:
-    """All measures of a model for which there is data."""
-    say(f"{subject.name}:")
-    results = {}
-    for name in track(list(MEASURES), f"measure {subject.name}"):
-        result = MEASURES[name](subject)
-        if result:
-            results[name] = result
-    return results
-
-
-def sizes(subject: Subject, location: str | Path) -> dict[str, int]:
-    """Stored bytes, resident bytes and stored numbers: always all three."""
-    folder = model_folder(location)
-    return {
-        "stored_bytes": stored_bytes(folder),
-        "resident_bytes": resident_bytes(subject.model),
-        "stored_parameters": stored_parameters(folder, subject.model),
-    }
-
-
-def continuations(subject: Subject) -> list[str]:
-    """What the model writes after each example prompt."""
-    rows = greedy_tokens(
-        subject.model, subject.tokenizer, subject.battery.prompts, max_new_tokens=subject.settings.example_tokens
-    )
-    return [subject.tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False) for row in rows]
-
-
-def reference_states(subject: Subject) -> list[States]:
-    """The original's hidden states and logits, for comparison with the models made from it."""
-    return list(model_states(subject.model, comparison_batches(subject)))
-
-
-def comparison_batches(subject: Subject) -> list[Any]:
-    """The tokens on which models are compared: general text, or that of the field where there is none."""
-    texts, settings = subject.battery.general or subject.battery.domain, subject.settings
-    if not texts:
-        return []
-    stream, _ = token_stream(subject.tokenizer, texts, settings.divergence_tokens)
-    return [window[:, :-1] for window in windows(stream, min(settings.length, settings.divergence_tokens), 1)]
-
-
-def measure_general(subject: Subject) -> dict[str, float]:
-    """The loss on held-out general text: what was forgotten."""
-    return measure_text(subject, subject.battery.general, subject.settings.general_tokens)
-
-
-def measure_domain(subject: Subject) -> dict[str, float]:
-    """The loss on held-out text of the field."""
-    return measure_text(subject, subject.battery.domain, subject.settings.domain_tokens)
-
-
-def measure_text(subject: Subject, texts: list[str], max_tokens: int) -> dict[str, float]:
-    """`text_loss` with the settings' limits, or nothing."""
-    length, batch_size = subject.settings.length, subject.settings.batch_size
-    if not texts:
-        return {}
-    return text_loss(subject.model, subject.tokenizer, texts, length=length, max_tokens=max_tokens, batch_size=batch_size)
-
-
-def measure_divergence(subject: Subject) -> dict[str, Any]:
-    """How far the model is from the original, layer by layer; nothing for the original itself."""
-    if not subject.reference:
-        return {}
-    return state_divergence(model_states(subject.model, comparison_batches(subject)), subject.reference)
-
-
-def measure_answers(subject: Subject) -> dict[str, Any]:
-    """Answers without the text and with it, by split. The rows are kept in the subject."""
-    report: dict[str, Any] = {}
-    battery, settings = subject.battery, subject.settings
-    for book, contexts in (("closed", [None] * len(battery.contexts)), ("open", battery.contexts)):
-        if not battery.questions:
-            break
-        rows, num_cut = ask(
-            subject.model, subject.tokenizer, battery.questions, contexts,
-            max_new_tokens=settings.max_new_tokens, batch_size=settings.answer_batch_size,
-        )  # fmt: skip
-        if num_cut:
-            say(f"  {num_cut} of {len(rows)} contexts were longer than the model's window and lost their beginning")
-        by_split = {split: [row for row in rows if row["split"] == split] for split in SPLITS}
-        report[f"{book}_book"] = {split: answer_report(own) for split, own in by_split.items() if own}
-        subject.answers += [{"model": subject.name, "book": book, **row} for row in rows]
-    return report
-
-
-def measure_choices(subject: Subject) -> dict[str, Any]:
-    """Multiple choice by likelihood, for each set of questions."""
-    per, batch_size = subject.settings.per, subject.settings.answer_batch_size
-    return {
-        name: choice_report(subject.model, subject.tokenizer, items, per=per, batch_size=batch_size)
-        for name, items in subject.battery.choices.items()
-        if items
-    }
-
-
-def measure_entities(subject: Subject) -> dict[str, Any]:
-    """Entities read off the hidden states by a linear probe."""
-    train, test, settings = subject.battery.train_sentences, subject.battery.test_sentences, subject.settings
-    if not test:
-        return {}
-    return entity_f1(subject.model, subject.tokenizer, train, test, ridge=settings.ridge, length=settings.length)
-
-
-def measure_properties(subject: Subject) -> dict[str, float]:
-    """Values of properties, read from their sentences."""
-    records, settings = subject.battery.properties, subject.settings
-    if not records:
-        return {}
-    return property_report(
-        subject.model, subject.tokenizer, records,
-        max_new_tokens=settings.max_new_tokens, batch_size=settings.answer_batch_size,
-    )  # fmt: skip
-
-
-def measure_cost(subject: Subject) -> dict[str, float]:
-    """Seconds, tokens a second, and memory."""
-    tokens = {"prefill_tokens": subject.settings.prefill_tokens, "decode_tokens": subject.settings.decode_tokens}
-    return {"load_seconds": subject.load_seconds, **running_cost(subject.model, **tokens, seed=subject.settings.seed)}
-
-
-MEASURES: dict[str, Callable[[Subject], dict[str, Any]]] = {
-    "general": measure_general,
-    "domain": measure_domain,
-    "divergence": measure_divergence,
-    "answers": measure_answers,
-    "choices": measure_choices,
-    "entities": measure_entities,
-    "properties": measure_properties,
-    "cost": measure_cost,
-}

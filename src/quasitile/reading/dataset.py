@@ -42,7 +42,9 @@ def held_out_documents(papers: Path, names: list[str], skipped: list[str], setti
         num_drawn = max(1, round(settings.test_share * len(names))) - len(test)
         test |= set(Random(settings.seed).sample(rest, max(0, min(num_drawn, len(rest)))))
     if len(test) >= len(names):
-        raise InputError(f"{papers} leaves no document for training: all {len(names)} are held out; add papers or hold out fewer")
+        raise InputError(
+            f"{papers} leaves no document for training: all {len(names)} are held out; add papers or hold out fewer"
+        )
     return test
 
 
@@ -92,7 +94,14 @@ def question_rows(
 
 
 def record(
-    fact: Candidate, document: Document, index: int | None, section: Section | None, name: str, phrasing: int, order: int, split: str
+    fact: Candidate,
+    document: Document,
+    index: int | None,
+    section: Section | None,
+    name: str,
+    phrasing: int,
+    order: int,
+    split: str,
 ) -> dict[str, Any]:
     """One question in one wording. Without a section (an expert's evidence that was not found) offsets are absent."""
     placed = section is not None

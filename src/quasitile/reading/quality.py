@@ -70,7 +70,10 @@ class Asked:
         question, key, answer = self._keys(candidate, document)
         if key in self.answers:
             return "near-duplicate" if self.answers[key] == answer else "contradicts an earlier question"
-        if candidate.kind != "expert" and (comparable(candidate.evidence.text), self._fact(candidate, answer)) in self.sentences:
+        if (
+            candidate.kind != "expert"
+            and (comparable(candidate.evidence.text), self._fact(candidate, answer)) in self.sentences
+        ):
             return "same fact asked already"
         for earlier_question, earlier_answer in self.by_document.get(document, []):
             if earlier_answer == answer and fuzz.token_sort_ratio(question, earlier_question, score_cutoff=NEAR_DUPLICATE):
@@ -95,9 +98,11 @@ class Asked:
     @staticmethod
     def _fact(candidate: Candidate, answer: str) -> str:
         """What a sentence is asked for: true and false asks for its one value, as a question on that value does."""
-        return comparable(candidate.conclusion.removeprefix("So the value is ").split(" and the statement")[0]) if (
-            candidate.kind == "true_false"
-        ) else answer
+        return (
+            comparable(candidate.conclusion.removeprefix("So the value is ").split(" and the statement")[0])
+            if (candidate.kind == "true_false")
+            else answer
+        )
 
 
 def select(

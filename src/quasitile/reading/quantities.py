@@ -31,7 +31,7 @@ _SYMBOLS = {
     "count": "cycles",
 }
 UNIT_KINDS = {symbol: kind for kind, symbols in _SYMBOLS.items() for symbol in symbols.split()}
-_AMBIGUOUS_ALONE = frozenset("C N F l us um".split())  # units inside products; alone they are more often something else
+_AMBIGUOUS_ALONE = frozenset(["C", "N", "F", "l", "us", "um"])  # units inside products; alone they are more often something else
 
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?"
 _POWER = r"\s?[×x*·]\s?10\s?\^?\s?-?\d+"
@@ -51,7 +51,8 @@ _QUANTITY = re.compile(
 )
 _REPEATED_UNIT = re.compile(rf"({NUMBER})\s?(°C|K|%|nm|μm|mm|h|min|eV|MPa|GPa|V)(\s?(?:-|–|to)\s?)(?={NUMBER}\s?\2)")
 _NAMED_NUMBERS = re.compile(
-    r"(?:Figs?\.?|Figures?|Tables?|Sections?|Eqs?\.?|Equations?|Refs?\.?|Steps?|Chapters?|No\.|Samples?|Scheme|Type)\s?$", re.IGNORECASE
+    r"(?:Figs?\.?|Figures?|Tables?|Sections?|Eqs?\.?|Equations?|Refs?\.?|Steps?|Chapters?|No\.|Samples?|Scheme|Type)\s?$",
+    re.IGNORECASE,
 )
 
 

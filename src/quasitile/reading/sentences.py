@@ -6,8 +6,7 @@ import re
 from dataclasses import dataclass
 
 ABBREVIATIONS = frozenset(
-    "fig figs eq eqs ref refs tab sec no nos al etc ca cf vs approx resp wt at vol e.g i.e dr prof mr mrs ms st vs inc ltd co "
-    "corp dept temp max min ed eds pp vol viz fig.s ch chap ex jr sr u.s u.k a.m p.m et".split()
+    ["fig", "figs", "eq", "eqs", "ref", "refs", "tab", "sec", "no", "nos", "al", "etc", "ca", "cf", "vs", "approx", "resp", "wt", "at", "vol", "e.g", "i.e", "dr", "prof", "mr", "mrs", "ms", "st", "vs", "inc", "ltd", "co", "corp", "dept", "temp", "max", "min", "ed", "eds", "pp", "vol", "viz", "fig.s", "ch", "chap", "ex", "jr", "sr", "u.s", "u.k", "a.m", "p.m", "et"]
 )
 _STOP = re.compile(r"[.!?][\"')\]]*(?=\s|$)|\n\n")
 
@@ -56,5 +55,5 @@ def _ends(text: str, match: re.Match[str]) -> bool:
 
 def _initial(text: str, dot: int) -> bool:
     """Whether a capital before `dot` is an initial of a name (`J. Smith`, `U. S.`), not a unit (`300 K.`)."""
-    before = text[:dot - 1].rstrip()[-1:]
+    before = text[: dot - 1].rstrip()[-1:]
     return not before.isdigit()

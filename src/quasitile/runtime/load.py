@@ -36,11 +36,7 @@ def load_model(model: str | Path, dtype: torch.dtype = torch.float32) -> tuple[A
     Raises:
         InputError: It cannot be loaded whole.
     """
-    path = Path(model)
-    if path.exists() or path.is_absolute() or str(model).startswith("."):
-        weight_files(path)
-        if not (path / "config.json").is_file():
-            raise InputError(f"{path} has no config.json; give a model folder in the Hugging Face layout")
+    check_local(model)
     try:
         loaded, report = AutoModelForCausalLM.from_pretrained(str(model), dtype=dtype, output_loading_info=True)
     except InputError:
@@ -53,8 +49,22 @@ def load_model(model: str | Path, dtype: torch.dtype = torch.float32) -> tuple[A
     return loaded.eval(), load_tokenizer(model)
 
 
+def check_local(model: str | Path) -> None:
+    """Look at a local folder before Transformers does, whose messages speak of the hub.
+
+    Raises:
+        InputError: It looks like a path, but is no folder with weights and a configuration.
+    """
+    path = Path(model)
+    if path.exists() or path.is_absolute() or str(model).startswith((".", "~")) or str(model).count("/") > 1:
+        weight_files(path)
+        if not (path / "config.json").is_file():
+            raise InputError(f"{path} has no config.json; give a model folder in the Hugging Face layout")
+
+
 def is_compressed(model: str | Path) -> bool:
     """Whether a folder or hub name holds a model that quasitile wrote."""
+    check_local(model)
     try:
         config = AutoConfig.from_pretrained(str(model))
     except (OSError, ValueError) as error:

@@ -19,8 +19,8 @@ DROPPED = {
     "supplementary-material": "back matter", "tex-math": "repeated formulae", "object-id": "identifiers", "glossary": "back matter",
 }  # fmt: skip
 CITATION_TYPES = frozenset(("bibr", "ref", "fn", "table-fn"))
-_BLOCKS = frozenset("p list list-item disp-formula disp-quote def-list def-item boxed-text statement verse-group".split())
-_BACK_SECTIONS = frozenset("supplementary-material coi-statement data-availability".split())
+_BLOCKS = frozenset(["p", "list", "list-item", "disp-formula", "disp-quote", "def-list", "def-item", "boxed-text", "statement", "verse-group"])
+_BACK_SECTIONS = frozenset(["supplementary-material", "coi-statement", "data-availability"])
 _BACK_TITLE = re.compile(
     r"(?:conflicts? of interests?|competing interests?|supplementary|supporting information|acknowledge?ments?|funding|"
     r"author contributions|data availability)",

@@ -37,7 +37,9 @@ _MATH = re.compile(
     re.DOTALL,
 )
 _ENVIRONMENT = re.compile(r"\\begin\{(" + "|".join(map(re.escape, DROPPED_ENVIRONMENTS)) + r")\}.*?\\end\{\1\}", re.DOTALL)
-_HEADING = re.compile(r"\\(" + "|".join(LEVELS) + r")\*?\s*(?:\[[^\]]*\]\s*)?(?=\{)|\\(begin|end)\{abstract\}|\\abstract\s*(?=\{)")
+_HEADING = re.compile(
+    r"\\(" + "|".join(LEVELS) + r")\*?\s*(?:\[[^\]]*\]\s*)?(?=\{)|\\(begin|end)\{abstract\}|\\abstract\s*(?=\{)"
+)
 _COMMAND = re.compile(r"\\(?:([A-Za-z]+)\*?|(.))", re.DOTALL)
 _PLACE = "\ue000{}\ue001"
 
@@ -181,6 +183,8 @@ def _named(name: str, source: str, position: int, document: Document) -> tuple[s
     if name in _LETTER_ACCENTS and source[position : position + 1] in ("{", " "):
         letter, position = read_group(source, position)
         return unicodedata.normalize("NFC", letter + _LETTER_ACCENTS[name]), position
+    if name in _LETTERS and source[position : position + 1] == " ":
+        position += 1
     symbol = _LETTERS.get(name) or SYMBOLS.get(name.removeprefix("text")) or SYMBOLS.get(name) or ""
     # A command swallows the space after it; its group, if any, is text and is read on.
     return symbol, position

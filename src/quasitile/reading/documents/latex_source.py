@@ -14,7 +14,9 @@ _COMMENT = re.compile(r"(?<!\\)((?:\\\\)*)%[^\n]*(?:\n[ \t]*(?!\n))?")
 _VERBATIM = re.compile(
     r"\\begin\{(verbatim\*?|lstlisting|minted|comment|filecontents\*?|tikzpicture)\}.*?\\end\{\1\}", re.DOTALL
 )
-_DEFINITION = re.compile(r"\\(?:re)?(?:newcommand|providecommand)\*?\s*\{?\\([A-Za-z]+)\}?\s*(?:\[(\d)\])?(?:\[([^\]]*)\])?\s*(?=\{)")
+_DEFINITION = re.compile(
+    r"\\(?:re)?(?:newcommand|providecommand)\*?\s*\{?\\([A-Za-z]+)\}?\s*(?:\[(\d)\])?(?:\[([^\]]*)\])?\s*(?=\{)"
+)
 
 
 def load_source(path: Path, document: Document) -> str:

@@ -17,8 +17,7 @@ from quasitile.reading.normalise import normalise
 
 # MyST directives whose content is prose; the text of any other is code, media or layout.
 PROSE_DIRECTIVES = frozenset(
-    "note warning tip important hint admonition seealso attention caution danger error topic sidebar margin epigraph proof "
-    "theorem definition exercise solution".split()
+    ["note", "warning", "tip", "important", "hint", "admonition", "seealso", "attention", "caution", "danger", "error", "topic", "sidebar", "margin", "epigraph", "proof", "theorem", "definition", "exercise", "solution"]
 )
 _FRONT_MATTER = re.compile(r"\A---\n(.*?)\n(?:---|\.\.\.)\n", re.DOTALL)
 _CODE = re.compile(r"^(`{3,}|~{3,})[^\n]*\n.*?^\1[`~]*[ \t]*$|`[^`\n]+`", re.MULTILINE | re.DOTALL)
@@ -154,7 +153,9 @@ class _Reader:
                 self.paragraphs.append(self._show(directive[2]))
             self.read(content)
         else:
-            self.document.drop("code" if name in ("", "code-cell", "code", "code-block") else "media", self._show(token.content))
+            self.document.drop(
+                "code" if name in ("", "code-cell", "code", "code-block") else "media", self._show(token.content)
+            )
 
     def _inline(self, token: Token) -> str:
         parts: list[str] = []

@@ -8,9 +8,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-_GREEK = (
-    "alpha beta gamma delta epsilon zeta eta theta iota kappa lamda mu nu xi omicron pi rho sigma tau upsilon phi chi psi omega".split()
-)
+_GREEK = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lamda", "mu", "nu", "xi", "omicron", "pi", "rho", "sigma", "tau", "upsilon", "phi", "chi", "psi", "omega"]
 SYMBOLS = {
     "times": "×", "cdot": "·", "pm": "±", "mp": "∓", "approx": "≈", "sim": "~", "simeq": "≈", "leq": "≤", "le": "≤", "geq": "≥",
     "ge": "≥", "neq": "≠", "ne": "≠", "ll": "≪", "gg": "≫", "propto": "∝", "infty": "∞", "partial": "∂", "nabla": "∇", "sum": "∑",
@@ -25,15 +23,13 @@ for _name in _GREEK:
     SYMBOLS[_name.capitalize()] = unicodedata.lookup(f"GREEK CAPITAL LETTER {_name.upper()}")
 
 _WRAPPERS = frozenset(
-    "mathrm mathbf mathit mathsf mathcal mathbb mathfrak text textrm textbf textit textsf boldsymbol bm operatorname hat bar vec tilde "
-    "dot ddot overline underline widehat widetilde mathop mbox rm bf it left right big Big bigg Bigg displaystyle limits nonumber "
-    "middle bigl bigr Bigl Bigr tfrac cal".split()
+    ["mathrm", "mathbf", "mathit", "mathsf", "mathcal", "mathbb", "mathfrak", "text", "textrm", "textbf", "textit", "textsf", "boldsymbol", "bm", "operatorname", "hat", "bar", "vec", "tilde", "dot", "ddot", "overline", "underline", "widehat", "widetilde", "mathop", "mbox", "rm", "bf", "it", "left", "right", "big", "Big", "bigg", "Bigg", "displaystyle", "limits", "nonumber", "middle", "bigl", "bigr", "Bigl", "Bigr", "tfrac", "cal"]
 )
 _GROUP = r"\{((?:[^{}]|\{[^{}]*\})*)\}"
 _FRACTION = re.compile(rf"\\[dt]?frac\s*{_GROUP}\s*{_GROUP}")
 _ROOT = re.compile(rf"\\sqrt\s*{_GROUP}")
 _LABEL = re.compile(r"\\(?:label|tag|ref|eqref)\s*\{[^{}]*\}")
-_COMMAND = re.compile(r"\\([A-Za-z]+)\*?\s?")
+_COMMAND = re.compile(r"\\([A-Za-z]+)\*?(\s?)")
 _PLAIN_SUBSCRIPT = re.compile(r"_(?:\{([^{}]*)\}|(\w))")
 _SUPERSCRIPT = re.compile(r"\^\s*(?:\{([^{}]*)\}|(\w))")
 
@@ -58,7 +54,8 @@ def math_to_text(math: str) -> str:
 def _command(match: re.Match[str]) -> str:
     name = match[1]
     if name in SYMBOLS:
-        return SYMBOLS[name]
+        # The blank that ends a letter's command is not printed; about an operator it helps reading.
+        return SYMBOLS[name] + ("" if SYMBOLS[name].isalpha() and match.string[match.end() :][:1].isalnum() else match[2])
     return "" if name in _WRAPPERS else f"{name} "
 
 

@@ -23,9 +23,16 @@ _HAS = re.compile(
     rf"displayed|reache?s?d?|achieves?d?|yields?|yielded|provides?|provided) (?:an?|the) (?P<property>(?:[a-z-]+\s){{0,2}}?\b(?:{_PROPERTY})) of {_ABOUT}",
     re.IGNORECASE,
 )
-_AT = re.compile(r"^ at (?:room temperature|ambient temperature|[^ ,.;]+ (?:°C|K|MPa|GPa|V|Hz|kHz|mA g\^-1|A g\^-1|C))(?![\w^/])")
-_JUDGING = re.compile(r"\b(?:high|higher|highest|low|lower|lowest|large|larger|good|excellent|superior|enhanced|improved|remarkable|the|an?)\s", re.IGNORECASE)
-_WRONG_AFTER = re.compile(r"^\s?(?:higher|lower|larger|smaller|greater|less|more|thick|of (?:the|that|its|their)|times|and \d|or \d|to \d|,? \d|per\b|/)")
+_AT = re.compile(
+    r"^ at (?:room temperature|ambient temperature|[^ ,.;]+ (?:°C|K|MPa|GPa|V|Hz|kHz|mA g\^-1|A g\^-1|C))(?![\w^/])"
+)
+_JUDGING = re.compile(
+    r"\b(?:high|higher|highest|low|lower|lowest|large|larger|good|excellent|superior|enhanced|improved|remarkable|the|an?)\s",
+    re.IGNORECASE,
+)
+_WRONG_AFTER = re.compile(
+    r"^\s?(?:higher|lower|larger|smaller|greater|less|more|thick|of (?:the|that|its|their)|times|and \d|or \d|to \d|,? \d|per\b|/)"
+)
 _STEP = re.compile(
     rf"(?:^|\b(?:was|were|is|are|and|then|and then|subsequently|or)\s)(?:\w+ly\s)?(?P<step>{'|'.join(sorted(STEPS, key=len, reverse=True))})\b",
     re.IGNORECASE,
@@ -40,7 +47,10 @@ _CONSISTS = re.compile(
 )
 # Dimension of a condition: the preposition before it, and how it is asked for.
 CONDITIONS = {
-    "temperature": (r"\b(?P<how>at|to|up to)\s(?:a temperature of\s|temperatures of\s)?(?:about\s|approximately\s|around\s|~\s?)?$", "temperature"),
+    "temperature": (
+        r"\b(?P<how>at|to|up to)\s(?:a temperature of\s|temperatures of\s)?(?:about\s|approximately\s|around\s|~\s?)?$",
+        "temperature",
+    ),
     "time": (r"\b(?P<how>for)\s(?:a duration of\s)?(?:about\s|approximately\s|around\s|another\s|~\s?)?$", "long"),
     "pressure": (r"\b(?P<how>at|under|to)\s(?:an?\s(?:\w+\s)?pressure of\s)?(?:about\s|approximately\s|~\s?)?$", "pressure"),
 }
@@ -82,7 +92,9 @@ def _last(pattern: re.Pattern[str], before: str) -> re.Match[str] | None:
 def _property(passage: Passage, sentence: Sentence, match: re.Match[str], quantity: Quantity, after: str) -> Candidate | None:
     name = _known(_JUDGING.sub("", match["property"]).strip())
     material = noun_phrase(match["material"])
-    kinds = PROPERTIES[next(known for known in sorted(PROPERTIES, key=len, reverse=True) if name.lower().endswith(known))].split()
+    kinds = PROPERTIES[
+        next(known for known in sorted(PROPERTIES, key=len, reverse=True) if name.lower().endswith(known))
+    ].split()
     if not material or (kinds and quantity.kind.rstrip("*") not in kinds):
         return None
     material = inside_sentence(material, passage.text)
@@ -106,7 +118,9 @@ def _known(name: str) -> str:
 
 
 def _has(match: re.Match[str]) -> str:
-    plural = match.groupdict().get("verb", "") in ("have", "show", "exhibit") or match["material"].split()[-1].endswith(("ples", "ells", "lms"))
+    plural = match.groupdict().get("verb", "") in ("have", "show", "exhibit") or match["material"].split()[-1].endswith(
+        ("ples", "ells", "lms")
+    )
     return "have" if plural else "has"
 
 
@@ -129,7 +143,9 @@ def condition(passage: Passage) -> list[Candidate]:
                 how = re.search(preposition, before)
                 step = _step(before[: how.start()], be.start()) if how else ""
                 if how and step and not _WRONG_AFTER.match(sentence.text[quantity.stop :]):
-                    found.append(_condition(kind, how["how"], subject, be[1], step, quantity.text, quantity_answers(quantity), sentence))
+                    found.append(
+                        _condition(kind, how["how"], subject, be[1], step, quantity.text, quantity_answers(quantity), sentence)
+                    )
         for gas in _ATMOSPHERE.finditer(text):
             step = _step(text[: gas.start()].rstrip(), be.start())
             if step:
@@ -143,7 +159,9 @@ def condition(passage: Passage) -> list[Candidate]:
 def _step(before: str, be_start: int) -> str:
     """The step a condition belongs to: the last one named, in the same clause and not far off."""
     steps = [match for match in _STEP.finditer(before) if match.start() >= be_start - 1]
-    if not steps or re.search(r"[;:]|, (?:and|then)|\b(?:after|before|until|followed|which|while|with|using|by)\b", before[steps[-1].end() :]):
+    if not steps or re.search(
+        r"[;:]|, (?:and|then)|\b(?:after|before|until|followed|which|while|with|using|by)\b", before[steps[-1].end() :]
+    ):
         return ""
     return steps[-1]["step"].lower() if len(before) - steps[-1].end() <= 60 else ""
 
@@ -182,15 +200,25 @@ def composition(passage: Passage) -> list[Candidate]:
         if match is None:
             continue
         subject, parts = noun_phrase(match["subject"]), clip(match["parts"], 12)
-        if not subject or len(parts) < 2 or parts.split()[0].lower() in ("it", "this", "both", "only", "more", "less", "several", "many"):
+        if (
+            not subject
+            or len(parts) < 2
+            or parts.split()[0].lower() in ("it", "this", "both", "only", "more", "less", "several", "many")
+        ):
             continue
         subject = inside_sentence(subject, passage.text)
         verb, be = match["verb"], "are" if match["verb"] in ("consist of", "comprise", "contain", "are composed of") else "is"
         do = "do" if be == "are" else "does"
         if verb.endswith("doped with"):
-            questions = (f"What {verb.split()[0]} {subject} doped with in {ARTICLE}?", f"Which dopant does {ARTICLE} name for {subject}?")
+            questions = (
+                f"What {verb.split()[0]} {subject} doped with in {ARTICLE}?",
+                f"Which dopant does {ARTICLE} name for {subject}?",
+            )
         elif verb.startswith("contain"):
-            questions = (f"What {do} {subject} contain, according to {ARTICLE}?", f"In {ARTICLE}, what is contained in {subject}?")
+            questions = (
+                f"What {do} {subject} contain, according to {ARTICLE}?",
+                f"In {ARTICLE}, what is contained in {subject}?",
+            )
         else:
             questions = (
                 f"What {do} {subject} consist of, according to {ARTICLE}?",

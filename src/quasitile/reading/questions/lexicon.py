@@ -40,16 +40,9 @@ PROPERTIES = {
     "gas uptake": "", "uptake": "amount mass share", "adsorption capacity": "amount mass", "tensile elongation": "share", "mass": "mass",
 }  # fmt: skip
 
-EPONYMS = frozenset("Seebeck Curie Tafel Young's Coulombic Faradaic Vickers Hall Fermi".split())
+EPONYMS = frozenset(["Seebeck", "Curie", "Tafel", "Young's", "Coulombic", "Faradaic", "Vickers", "Hall", "Fermi"])
 
-STEPS = (
-    "annealed calcined sintered heated dried quenched stirred cured aged milled ball-milled pressed hot-pressed held kept cooled "
-    "tempered rolled hot-rolled cold-rolled grown deposited reduced oxidized oxidised treated heat-treated soaked sonicated "
-    "ultrasonicated refluxed crystallized crystallised pyrolyzed pyrolysed carbonized carbonised autoclaved maintained degassed melted "
-    "remelted homogenized homogenised austenitized austenitised solution-treated nitrided stored immersed irradiated centrifuged baked "
-    "synthesized synthesised prepared evaporated sputtered fired compacted pelletized evacuated activated preheated mixed incubated "
-    "ground isothermally reacted cycled fabricated forged extruded rapidly-cooled hydrothermally vacuum-dried freeze-dried"
-).split()
+STEPS = ["annealed", "calcined", "sintered", "heated", "dried", "quenched", "stirred", "cured", "aged", "milled", "ball-milled", "pressed", "hot-pressed", "held", "kept", "cooled", "tempered", "rolled", "hot-rolled", "cold-rolled", "grown", "deposited", "reduced", "oxidized", "oxidised", "treated", "heat-treated", "soaked", "sonicated", "ultrasonicated", "refluxed", "crystallized", "crystallised", "pyrolyzed", "pyrolysed", "carbonized", "carbonised", "autoclaved", "maintained", "degassed", "melted", "remelted", "homogenized", "homogenised", "austenitized", "austenitised", "solution-treated", "nitrided", "stored", "immersed", "irradiated", "centrifuged", "baked", "synthesized", "synthesised", "prepared", "evaporated", "sputtered", "fired", "compacted", "pelletized", "evacuated", "activated", "preheated", "mixed", "incubated", "ground", "isothermally", "reacted", "cycled", "fabricated", "forged", "extruded", "rapidly-cooled", "hydrothermally", "vacuum-dried", "freeze-dried"]
 
 ATMOSPHERES = (
     r"air|argon|Ar|nitrogen|N2|oxygen|O2|hydrogen|H2|vacuum|helium|He|CO2|carbon dioxide|ammonia|NH3|forming gas|inert gas|"

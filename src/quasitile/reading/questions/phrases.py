@@ -8,10 +8,7 @@ from quasitile.reading.formulae import find_formulae
 from quasitile.reading.sentences import Sentence
 
 POINTERS = frozenset(
-    "it its they their them this these that those there here he she we our us i you such both each some many most all other others "
-    "another one which who what when where while if as however thus therefore hence moreover furthermore besides also but and or so "
-    "yet then finally first firstly second secondly third similarly likewise otherwise instead nevertheless additionally consequently "
-    "accordingly meanwhile indeed interestingly notably again afterwards subsequently former latter same no not none neither".split()
+    ["it", "its", "they", "their", "them", "this", "these", "that", "those", "there", "here", "he", "she", "we", "our", "us", "i", "you", "such", "other", "others", "another", "one", "which", "who", "what", "when", "where", "while", "if", "as", "however", "thus", "therefore", "hence", "moreover", "furthermore", "besides", "also", "but", "and", "or", "so", "yet", "then", "finally", "first", "firstly", "second", "secondly", "third", "similarly", "likewise", "otherwise", "instead", "nevertheless", "additionally", "consequently", "accordingly", "meanwhile", "indeed", "interestingly", "notably", "again", "afterwards", "subsequently", "former", "latter", "same", "no", "not", "none", "neither"]
 )
 _LEADS = re.compile(
     r"^(?:(?:However|Moreover|Furthermore|Thus|Therefore|Hence|Finally|Then|Also|In addition|In general|Generally|Typically|First|"
@@ -26,8 +23,11 @@ _BAD_INSIDE = re.compile(
     r"typically|normally|mainly|still|already|mostly|hence|however|so|even)\b|[;:=<>\"\[\]@|]",
     re.IGNORECASE,
 )
-_DETERMINERS = frozenset("the a an all both each".split())
-_REFERS = re.compile(r"\b(?:Figs?\.|Figures?|Tables?|Eqs?\.|Equations?|Refs?\.|Sections?|Schemes?|Chapters?)\b|https?:|\bet al\b", re.IGNORECASE)
+_DETERMINERS = frozenset(["the", "a", "an", "all", "both", "each"])
+_REFERS = re.compile(
+    r"\b(?:Figs?\.|Figures?|Tables?|Eqs?\.|Equations?|Refs?\.|Sections?|Schemes?|Chapters?)(?!\w)|https?:|\bet al\b",
+    re.IGNORECASE,
+)
 
 
 def strip_lead(text: str) -> str:
@@ -46,7 +46,7 @@ def noun_phrase(text: str, max_words: int = 8) -> str:
     if not words or len(words) > max_words or not re.search(r"[A-Za-z]{2}", text):
         return ""
     first = words[0].lower().strip("(")
-    if first in POINTERS or first in _PREPOSITIONS or not (words[0][0].isalpha() or words[0][0] == "("):
+    if first in POINTERS | _VAGUE | _PREPOSITIONS or not (words[0][0].isalpha() or words[0][0] == "("):
         return ""
     content = [word for word in words if word.lower() not in _DETERMINERS]
     if not content or (len(content) == 1 and content[0].lower() in _EMPTY_NOUNS):
@@ -57,12 +57,11 @@ def noun_phrase(text: str, max_words: int = 8) -> str:
 
 
 _PREPOSITIONS = frozenset(
-    "in at on by for with from to of after before during under over between among using through upon within without via into onto "
-    "despite due according about above below near than per toward towards until because although increasing decreasing".split()
+    ["in", "at", "on", "by", "for", "with", "from", "to", "of", "after", "before", "during", "under", "over", "between", "among", "using", "through", "upon", "within", "without", "via", "into", "onto", "despite", "due", "according", "about", "above", "below", "near", "than", "per", "toward", "towards", "until", "because", "although", "increasing", "decreasing"]
 )
+_VAGUE = frozenset(["both", "each", "some", "many", "most", "several"])
 _EMPTY_NOUNS = frozenset(
-    "result results reason value values change changes effect difference differences increase decrease data fact work study paper "
-    "authors experiments experiment measurements measurement behavior behaviour observation process method one part case".split()
+    ["result", "results", "reason", "value", "values", "change", "changes", "effect", "difference", "differences", "increase", "decrease", "data", "fact", "work", "study", "paper", "authors", "experiments", "experiment", "measurements", "measurement", "behavior", "behaviour", "observation", "process", "method", "one", "part", "case"]
 )
 
 
@@ -72,7 +71,11 @@ def inside_sentence(phrase: str, text: str) -> str:
     if first.lower() in _DETERMINERS:
         return phrase[0].lower() + phrase[1:]
     common = first[0].isupper() and first[1:].islower() and len(first) > 2
-    if common and not find_formulae(first) and re.search(rf"(?<![.!?]\s)(?<!\n)\b{re.escape(first[0].lower() + first[1:])}\b", text):
+    if (
+        common
+        and not find_formulae(first)
+        and re.search(rf"(?<![.!?]\s)(?<!\n)\b{re.escape(first[0].lower() + first[1:])}\b", text)
+    ):
         return phrase[0].lower() + phrase[1:]
     return phrase
 

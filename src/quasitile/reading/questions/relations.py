@@ -29,7 +29,7 @@ _ARISES = re.compile(
 )
 
 
-_VAGUE = frozenset("this these it its their such both several two three many some various different".split())
+_VAGUE = frozenset(["this", "these", "it", "its", "their", "such", "both", "several", "two", "three", "many", "some", "various", "different"])
 
 
 def comparison(passage: Passage) -> list[Candidate]:
@@ -47,16 +47,25 @@ def comparison(passage: Passage) -> list[Candidate]:
         elif " of " in first and "property" not in match.groupdict():
             continue
         first, second = noun_phrase(first, 6), noun_phrase(second, 6)
-        if not first or not second or (match.groupdict().get("of") and not noun_phrase(name, 5)) or not re.search(r"[A-Za-z]{3}|\d", second):
+        if (
+            not first
+            or not second
+            or (match.groupdict().get("of") and not noun_phrase(name, 5))
+            or not re.search(r"[A-Za-z]{3}|\d", second)
+        ):
             continue
         first, second = inside_sentence(first, passage.text), inside_sentence(second, passage.text)
-        if re.search(r"\d\s?(?:nm|°C|%|K|eV|V|h)\b", second) or second in ("before", "expected") or first.lower() == second.lower():
+        if (
+            re.search(r"\d\s?(?:nm|°C|%|K|eV|V|h)\b", second)
+            or second in ("before", "expected")
+            or first.lower() == second.lower()
+        ):
             continue
         found.append(_comparison(first, second, match["adjective"], name, match.groupdict().get("be") or "is", sentence))
     return found
 
 
-def _comparison(first: str, second: str, adjective: str, name: str, be: str, sentence) -> Candidate:  # noqa: ANN001
+def _comparison(first: str, second: str, adjective: str, name: str, be: str, sentence) -> Candidate:
     # The pair is given in alphabetical order, so that its order does not tell the answer.
     left, right = sorted((first, second), key=str.lower)
     if name:
@@ -91,10 +100,18 @@ def cause(passage: Passage) -> list[Candidate]:
         do = "do" if be == "are" else "does"
         verb = match["verb"]
         if verb in ("attributed to", "ascribed to", "explained by", "assigned to"):
-            first = f"To what {be} {effect} {verb.split()[0]} in {ARTICLE}?" if verb.endswith("to") else f"What explains {effect} in {ARTICLE}?"
+            first = (
+                f"To what {be} {effect} {verb.split()[0]} in {ARTICLE}?"
+                if verb.endswith("to")
+                else f"What explains {effect} in {ARTICLE}?"
+            )
         else:
             first = f"What causes {effect}, according to {ARTICLE}?"
-        questions = (first, f"In {ARTICLE}, which reason is given for {effect}?", f"From what {do} {effect} arise, according to {ARTICLE}?")
+        questions = (
+            first,
+            f"In {ARTICLE}, which reason is given for {effect}?",
+            f"From what {do} {effect} arise, according to {ARTICLE}?",
+        )
         conclusion = f"So the cause is {reason}."
         found.append(Candidate("cause", questions, reason, sentence, conclusion, 0.85, (reason,)))
     return found

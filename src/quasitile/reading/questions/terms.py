@@ -15,7 +15,9 @@ _IS = re.compile(
 _KIND = re.compile(
     r"^(?:an?|the)\s(?:\S+\s){1,5}?(?:that|which|of|in|with|for|to|used|made|whose|where|by|between|from|based|consisting|containing)\b"
 )
-_PLURAL_KIND = re.compile(r"^(?:\S+\s){1,4}?(?:that|which|whose|made of|composed of|consisting of|formed by|used to|used for)\b")
+_PLURAL_KIND = re.compile(
+    r"^(?:\S+\s){1,4}?(?:that|which|whose|made of|composed of|consisting of|formed by|used to|used for)\b"
+)
 _EVALUATION = re.compile(
     r"^(?:an?|the)?\s?(?:\w+ly\s)?(?:promising|important|key|good|simple|common|popular|major|critical|potential|useful|powerful|"
     r"significant|much|far|bigger|smaller|serious|crucial|possible|necessary|suitable|effective|attractive|great|viable|challenge|result|function|consequence|"
@@ -43,18 +45,26 @@ def definition(passage: Passage) -> list[Candidate]:
         if match is None or (match["verb"] in ("is", "are") and (match["article"] or "").strip() == "The"):
             continue
         term, meaning = noun_phrase(re.sub(r"\s\([^()]*\)$", "", match["term"]), 5), clip(match["meaning"], 30)
-        if not term or not meaning or _SPECIFIC.search(term) or re.search(r"\s(?:a|an|the)\s", term) or len(meaning.split()) < 3:
+        if (
+            not term
+            or not meaning
+            or _SPECIFIC.search(term)
+            or re.search(r"\s(?:a|an|the)\s", term)
+            or len(meaning.split()) < 3
+        ):
             continue
         plain = match["verb"] in ("is", "are")
         fits = _KIND if match["verb"] == "is" else _PLURAL_KIND
         if plain and (not fits.match(meaning) or _EVALUATION.match(meaning)):
             continue
-        article = "" if match["article"] is None or match["article"].strip() == "The" else f"{match['article'].strip().lower()} "
+        article = (
+            "" if match["article"] is None or match["article"].strip() == "The" else f"{match['article'].strip().lower()} "
+        )
         found.append(_definition(inside_sentence(term, passage.text), article, meaning, plain, sentence))
     return found
 
 
-def _definition(term: str, article: str, meaning: str, plain: bool, sentence) -> Candidate:  # noqa: ANN001
+def _definition(term: str, article: str, meaning: str, plain: bool, sentence) -> Candidate:
     be = "are" if is_plural(term) else "is"
     quality = 0.8 if plain else 0.9
     if len(meaning.split()) <= _LONG_WORDS:

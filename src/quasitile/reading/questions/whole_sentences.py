@@ -20,13 +20,7 @@ _TERM = re.compile(r"(?<![\w^/-])[A-Za-z][A-Za-z-]{5,}[a-z](?![\w^/-])")
 _ACRONYM = re.compile(r"(?<![\w^/-])[A-Z]{2,6}s?(?![\w^/-])")
 # Words too common in scientific prose to be worth a blank.
 COMMON = frozenset(
-    "however therefore because although between through without within during before further another several various different "
-    "respectively following according observed obtained measured performed prepared showed results result increase increased "
-    "decrease decreased significant significantly important possible similar example present previous process method methods "
-    "sample samples material materials property properties temperature structure system number content effect effects should would "
-    "could which their these those there about above below where while whereas usually mainly order value values compared figure "
-    "section reported studies research authors addition general generally typically contains provide provides become becomes using "
-    "called considered described discussed shown including depending related based mostly almost already always problem simple".split()
+    ["however", "therefore", "because", "although", "between", "through", "without", "within", "during", "before", "further", "another", "several", "various", "different", "respectively", "following", "according", "observed", "obtained", "measured", "performed", "prepared", "showed", "results", "result", "increase", "increased", "decrease", "decreased", "significant", "significantly", "important", "possible", "similar", "example", "present", "previous", "process", "method", "methods", "sample", "samples", "material", "materials", "property", "properties", "temperature", "structure", "system", "number", "content", "effect", "effects", "should", "would", "could", "which", "their", "these", "those", "there", "about", "above", "below", "where", "while", "whereas", "usually", "mainly", "order", "value", "values", "compared", "figure", "section", "reported", "studies", "research", "authors", "addition", "general", "generally", "typically", "contains", "provide", "provides", "become", "becomes", "using", "called", "considered", "described", "discussed", "shown", "including", "depending", "related", "based", "mostly", "almost", "already", "always", "problem", "simple"]
 )
 
 
@@ -98,7 +92,9 @@ def true_false(passage: Passage) -> list[Candidate]:
         )
         answer = "True" if true else "False"
         conclusion = f"So the value is {quantity.text} and the statement is {answer.lower()}."
-        found.append(Candidate("true_false", questions, answer, sentence, conclusion, 0.6, (answer, answer.lower()), supported=False))
+        found.append(
+            Candidate("true_false", questions, answer, sentence, conclusion, 0.6, (answer, answer.lower()), supported=False)
+        )
     return found
 
 

@@ -1,0 +1,162 @@
+"""Reading teaches what it says, chooses blocks by use, and undoes what costs too much."""
+
+import json
+import random
+
+import pytest
+import torch
+
+from quasitile import AdaptSettings, InputError, adapt, compress, load_model, read
+from quasitile.adapt.curriculum import ORDERS, Lesson, read_lessons, spread
+from quasitile.adapt.examples import IGNORED, answer_tokens, padded
+from quasitile.adapt.select import SELECTIONS, rank_blocks, usage
+from quasitile.checkpoint import stored_bytes
+from quasitile.compress import CompressSettings
+from quasitile.runtime import tiled_matrices
+
+PAPER = """# Oxide films
+
+## Introduction
+
+Perovskite oxide is a ceramic that carries ions. The band gap of the film is 1.1 eV. The film was annealed at 500 °C for 2 h in air.
+
+## Results
+
+Grain growth is the increase of the size of crystals. The resistance falls because grain growth removes boundaries.
+The thermal conductivity of the film is 2.5 W/(m K).
+"""
+
+
+@pytest.fixture(scope="module")
+def reading(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reading")
+    (folder / "papers").mkdir()
+    (folder / "papers" / "film.md").write_text(PAPER)
+    read(folder / "papers", folder / "reading")
+    return folder / "reading"
+
+
+@pytest.fixture(scope="module")
+def compressed(tmp_path_factory, model_folder, text_file):
+    out = tmp_path_factory.mktemp("adapt") / "compressed"
+    settings = {"size": "60%", "tiling": {"short": 16}, "calibration": {"num_windows": 6, "num_tokens": 32}, "workers": 1}
+    compress(model_folder, out, text=text_file, settings=CompressSettings.model_validate(settings))
+    return out
+
+
+def settings(**changes):
+    base = {"steps_per_section": 3, "text_tokens": 48, "replay_windows": 2, "replay_tokens": 32, "gate_windows": 4, "max_new_tokens": 6}
+    return AdaptSettings.model_validate({**base, **changes})
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_questions_are_learned_within_the_same_bytes(compressed, reading, text_file, tmp_path, model_folder):
+    chosen = settings(rounds=6, learning_rate=0.2, gate_nats=100, text_weight=0)
+    summary = adapt(compressed, reading, tmp_path / "out", teacher=model_folder, text=text_file, settings=chosen)
+    rows = metrics(tmp_path / "out")
+    assert len(rows) == 6 * summary["num_sections"]
+    assert sum(r["loss_nats"] for r in rows[-3:]) < 0.8 * sum(r["loss_nats"] for r in rows[:3])
+    assert stored_bytes(tmp_path / "out") <= stored_bytes(compressed)
+    answers = [json.loads(line) for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines()]
+    assert {"step", "round", "id", "question", "given", "trace", "answer", "exact_match", "token_f1", "evidence"} <= answers[0].keys()
+    load_model(tmp_path / "out")
+
+
+def test_only_the_chosen_share_of_blocks_learns(compressed, reading, text_file, tmp_path):
+    chosen = settings(select_share=0.25, gate_nats=100)
+    adapt(compressed, reading, tmp_path / "out", text=text_file, settings=chosen)
+    row = metrics(tmp_path / "out")[0]
+    assert row["num_blocks_trained"] == round(0.25 * row["num_blocks"])
+
+
+def test_a_section_that_costs_too_much_is_undone(compressed, reading, text_file, tmp_path):
+    ruinous = settings(learning_rate=30, replay_weight=0, gate_nats=1e-6)
+    summary = adapt(compressed, reading, tmp_path / "out", text=text_file, settings=ruinous)
+    assert summary["num_undone"] == summary["num_sections"]
+    before, _ = load_model(compressed)
+    after, _ = load_model(tmp_path / "out")
+    for name, matrix in tiled_matrices(before).items():
+        assert torch.equal(matrix.weight(), tiled_matrices(after)[name].weight()), name
+
+
+def test_usage_is_the_mean_square_of_what_a_block_adds(compressed):
+    model, _ = load_model(compressed)
+    for matrix in tiled_matrices(model).values():
+        matrix.make_trainable()
+    layer = model.model.layers[0].mlp.up_proj
+    seen = []
+    layer.register_forward_pre_hook(lambda _, args: seen.append(args[0].flatten(0, 1)))
+    tokens = torch.arange(8, 72).view(2, 32)
+    found = usage(model, tokens)
+    block = next(block for block in layer.matrix.rank_blocks() if block.left.numel())
+    part = seen[0][:, block.tile.columns] @ layer.matrix.weight_of(block).T
+    assert found[block] == pytest.approx(part.square().sum(1).mean().item(), rel=1e-4)
+    assert set(found) == set(rank_blocks(model))
+
+
+def test_selections(compressed):
+    model, _ = load_model(compressed)
+    for matrix in tiled_matrices(model).values():
+        matrix.make_trainable()
+    blocks = rank_blocks(model)[:4]
+    here, background = [1.0, 4.0, 3.0, 1.0], [1.0, 1.0, 3.0, 0.5]
+    assert SELECTIONS["usage"](blocks, here, background, 2, random.Random(0)) == [blocks[1], blocks[3]]
+    assert len(SELECTIONS["random"](blocks, here, background, 2, random.Random(0))) == 2
+    assert SELECTIONS["all"](blocks, here, background, 2, random.Random(0)) == blocks
+
+
+def test_only_the_answer_is_learned(tokenizer):
+    record = {
+        "messages": [
+            {"role": "user", "content": "what is the band gap?"},
+            {"role": "assistant", "content": "1.1 eV", "reasoning_content": "the film"},
+        ]
+    }
+    ids, labels = answer_tokens(tokenizer, record, "none")
+    learned = [token for token in labels if token != IGNORED]
+    assert tokenizer.decode(learned) == "1.1 eV<|endoftext|>"
+    assert tokenizer.decode(ids).startswith("<|user|>what is the band gap?<|assistant|>")
+    for trace, text in (
+        ("before", "<|think|>the film<|/think|>1.1 eV<|endoftext|>"),
+        ("after", "1.1 eV<|think|>the film<|/think|><|endoftext|>"),
+    ):
+        assert tokenizer.decode([t for t in answer_tokens(tokenizer, record, trace)[1] if t != IGNORED]) == text
+
+
+def test_padding_is_masked_and_never_learned():
+    tokens, mask, labels = padded([([5, 6, 7], [IGNORED, 6, 7]), ([8], [8])], pad=1, limit=2)
+    assert tokens.tolist() == [[5, 6], [8, 1]]
+    assert mask.tolist() == [[1, 1], [1, 0]]
+    assert labels.tolist() == [[IGNORED, 6], [8, IGNORED]]
+
+
+def test_orders_and_spreading():
+    lessons = [Lesson("d", number, "", "") for number in range(10)]
+    rng = random.Random(0)
+    assert ORDERS["reading"](lessons, rng) == lessons
+    assert ORDERS["reversed"](lessons, rng) == lessons[::-1]
+    shuffled = ORDERS["shuffled"](lessons, rng)
+    assert shuffled != lessons
+    assert sorted(lesson.section for lesson in shuffled) == list(range(10))
+    assert [lesson.section for lesson in spread(lessons, 3)] == [0, 3, 6]
+    assert spread(lessons, 0) == lessons
+
+
+def test_lessons_hold_only_training_questions(reading):
+    lessons = read_lessons(reading)
+    assert [lesson.section for lesson in lessons] == sorted(lesson.section for lesson in lessons)
+    records = [record for lesson in lessons for record in lesson.records]
+    assert all(record["metadata"]["split"] == "train" for record in records)
+    asked = lessons[0].asked(2)
+    assert len({record["metadata"]["fact"] for record in asked}) == len(asked)
+
+
+def test_what_cannot_be_read_is_refused(compressed, model_folder, reading, text_file, tmp_path):
+    with pytest.raises(InputError, match="is not compressed"):
+        adapt(model_folder, reading, tmp_path / "out", text=text_file)
+    with pytest.raises(InputError, match=r"sections\.jsonl does not exist"):
+        adapt(compressed, tmp_path, tmp_path / "out", text=text_file)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,163 @@
+"""A whole run on a tiny model: every stage, resumed after kills, and refused where it must be."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+
+import quasitile
+from quasitile import InputError, load_model, load_recipe, run
+from quasitile.checkpoint import stored_bytes
+
+PAPER = """# {title}
+
+## Introduction
+
+{title} is a ceramic that carries ions at high temperature. The band gap of the film is {gap} eV.
+The power conversion efficiency (PCE) of the device was 21.5 %.
+
+## Methods
+
+The film was annealed at 500 °C for 2 h in air. The resistance falls because grain growth removes boundaries.
+"""
+ENTITIES = "# document = {name}\nThe\tO\nband\tB-property\ngap\tI-property\nis\tO\n1.1\tB-value\neV\tB-unit\n.\tO\n\n"
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    for name, gap in (("zirconia", 5.0), ("ceria", 3.2), ("titania", 3.1)):
+        (folder / f"{name}.md").write_text(PAPER.format(title=name.capitalize(), gap=gap))
+    (folder / "split.json").write_text('{"test": ["titania"]}')
+    (folder / "broken.xml").write_text("<article><body><sec>")
+    (folder / "entities.conll").write_text("".join(ENTITIES.format(name=name) * 4 for name in ("zirconia", "ceria", "titania")))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recipe_file(tmp_path_factory, model_folder, corpus, text_file):
+    content = {
+        "name": "tiny", "model": str(model_folder), "papers": str(corpus),
+        "data": {"general": str(text_file), "entities": [str(corpus / "entities.conll")]},
+        "sample": {"num_texts": 24, "num_tokens": 48},
+        "compress": {"size": "60%", "tiling": {"short": 16}, "calibration": {"num_windows": 4, "num_tokens": 32}, "workers": 1},
+        "align": {"num_steps": 2, "batch_size": 4, "num_tokens": 32, "held_out_windows": 4},
+        "adapt": {"steps_per_section": 1, "num_asked": 1, "text_tokens": 32, "replay_tokens": 32, "gate_windows": 4},
+        "evaluate": {
+            "general_tokens": 128, "domain_tokens": 64, "num_questions": 4, "num_choices": 4, "length": 64,
+            "prefill_tokens": 16, "decode_tokens": 2, "example_tokens": 4, "max_new_tokens": 4, "divergence_tokens": 64,
+        },
+    }  # fmt: skip
+    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, recipe_file):
+    out = tmp_path_factory.mktemp("run") / "run"
+    summary = run(recipe_file, out)
+    return out, summary
+
+
+def test_a_run_leaves_what_is_documented(finished):
+    out, summary = finished
+    for name in ("recipe.yaml", "summary.json", "provenance.json", "metrics.jsonl", "report.html"):
+        assert (out / name).is_file(), name
+    for stage in ("plan", "text", "compressed", "aligned", "reading", "adapted", "evaluation"):
+        for name in ("recipe.yaml", "summary.json", "provenance.json"):
+            assert (out / stage / name).is_file(), f"{stage}/{name}"
+    assert not list(out.glob(".*"))
+    assert summary == json.loads((out / "summary.json").read_text())
+    assert summary["size"]["stored_bytes"] == stored_bytes(out / "adapted") <= summary["size"]["target_bytes"]
+    assert set(summary["seconds"]) == set(summary["stages"])
+    provenance = json.loads((out / "provenance.json").read_text())
+    assert provenance["versions"]["torch"] == torch.__version__.split("+")[0] or provenance["versions"]["torch"] == torch.__version__
+
+
+def test_every_model_is_measured(finished):
+    out, _ = finished
+    models = json.loads((out / "evaluation" / "summary.json").read_text())["models"]
+    assert list(models) == ["original", "compressed", "aligned", "adapted"]
+    assert models["compressed"]["divergence"]["logit_kl_nats"] > 0
+    assert all({"general", "domain", "answers", "entities", "cost"} <= measures.keys() for measures in models.values())
+
+
+def test_the_broken_paper_is_counted_and_named(finished):
+    out, summary = finished
+    assert summary["stages"]["read"]["num_skipped"] == 1
+    assert "broken.xml" in (out / "reading" / "skipped.jsonl").read_text()
+
+
+def test_the_held_out_paper_is_never_trained_on(finished):
+    out, _ = finished
+    rows = [json.loads(line) for line in (out / "adapted" / "metrics.jsonl").read_text().splitlines()]
+    assert {row["document"] for row in rows} == {"zirconia", "ceria"}
+
+
+@pytest.mark.parametrize("folder", ["compressed", "aligned", "adapted"])
+def test_the_models_load_and_write(finished, folder):
+    model, tokenizer = load_model(finished[0] / folder)
+    tokens = torch.tensor([tokenizer("the band gap")["input_ids"]])
+    assert model.generate(tokens, max_new_tokens=4, min_new_tokens=4, pad_token_id=1).shape[1] == tokens.shape[1] + 4
+
+
+def test_a_finished_run_is_not_done_again(finished, recipe_file):
+    out, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.parent != out}
+    run(recipe_file, out)
+    assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.parent != out}
+
+
+def test_a_lost_stage_is_done_again_and_gives_the_same_bytes(finished, recipe_file, tmp_path):
+    again = tmp_path / "again"
+    shutil.copytree(finished[0], again)
+    shutil.rmtree(again / "aligned")
+    run(recipe_file, again)
+    file = "model-00001-of-00001.safetensors"
+    assert (again / "aligned" / file).read_bytes() == (finished[0] / "aligned" / file).read_bytes()
+
+
+def test_another_recipe_is_refused(finished, recipe_file):
+    with pytest.raises(InputError, match=r"run of another recipe \(it differs in compress\)"):
+        run(recipe_file, finished[0], overrides=["compress.size=50%"])
+
+
+def test_a_folder_with_other_things_is_refused(recipe_file, tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(InputError, match="is no run folder"):
+        run(recipe_file, tmp_path)
+    assert (tmp_path / "thesis.tex").read_text() == "precious"
+
+
+def test_a_killed_run_goes_on_where_it_stopped(finished, recipe_file, tmp_path):
+    """Kill it twice in the middle, let it finish, and compare the models with those of an undisturbed run."""
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "quasitile.cli", "run", str(recipe_file), "--out", str(out)]
+    done = 0
+    for seconds in (6, 9, 150):
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + seconds
+        while process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+        process.wait()
+        stages = len(list(out.glob("*/provenance.json")))
+        assert stages >= done
+        done = stages
+    assert process.returncode == 0
+    file = "model-00001-of-00001.safetensors"
+    assert (out / "adapted" / file).read_bytes() == (finished[0] / "adapted" / file).read_bytes()
+    assert load_recipe(out / "recipe.yaml") == load_recipe(recipe_file)
+
+
+def test_the_public_functions_are_the_commands():
+    commands = ("run", "inspect", "sample", "compress", "align", "read", "adapt", "evaluate", "report")
+    assert all(callable(getattr(quasitile, name)) for name in commands)
