@@ -120,3 +120,10 @@ def test_files_of_choices_and_glossaries(tmp_path):
 def test_bad_rows_are_named(tmp_path, rows, message):
     with pytest.raises(InputError, match=message):
         read_choices(write_rows(tmp_path / "a.jsonl", rows))
+
+
+def test_rows_of_the_training_split_are_left_out(tmp_path):
+    rows = [{"term": f"term {i}", "meaning": f"meaning {i}", "split": "train" if i < 4 else "test"} for i in range(9)]
+    path = tmp_path / "glossary.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [item.question for item in read_choices(path)] == [f"Which term means: meaning {i}?" for i in range(4, 9)]

@@ -15,7 +15,8 @@ JATS = """<?xml version="1.0"?>
 <permissions><license xlink:href="http://example.org/by/4.0"><license-p>Open.</license-p></license></permissions>
 <abstract><p>The gap is 1.55&#160;eV.</p></abstract><abstract abstract-type="graphical"><p>Picture.</p></abstract>
 </article-meta></front><body>
-<sec sec-type="intro"><title>1. Introduction</title><p>Light matters <xref ref-type="bibr">1</xref>, they say [<xref ref-type="bibr">2</xref>].
+<sec sec-type="intro"><title>1. Introduction</title>
+<p>Light matters <xref ref-type="bibr">1</xref>, they say [<xref ref-type="bibr">2</xref>].
 Films<sup><xref ref-type="bibr">3</xref>,<xref ref-type="bibr">4</xref></sup> are thin.</p></sec>
 <sec><title>Methods</title><sec><title>Films</title><p>Spun at 10<sup>3</sup> cm<sup>&#8722;2</sup>.</p>
 <fig><caption><p>A caption.</p></caption></fig><table-wrap><table><tr><td>7</td></tr></table></table-wrap>
@@ -31,7 +32,8 @@ LATEX = r"""\documentclass{article}
 \begin{abstract} We study \tin{} films. % not this
 \end{abstract}
 \section{Synthesis}\label{s}
-Powder was heated at \SI{1200}{\degreeCelsius} for \qty{5}{\hour} \cite{a,b}. It holds \ce{La_{0.6}Sr_{0.4}CoO3} at 5\% of $10^{-6}$~S\,cm$^{-1}$.
+Powder was heated at \SI{1200}{\degreeCelsius} for \qty{5}{\hour} \cite{a,b}.
+It holds \ce{La_{0.6}Sr_{0.4}CoO3} at 5\% of $10^{-6}$~S\,cm$^{-1}$.
 \subsection{Data}
 \input{part}
 \begin{equation} \sigma = \frac{a}{b} \end{equation}
@@ -141,7 +143,8 @@ def test_markdown(tmp_path):
 
 
 def test_plain_text(tmp_path):
-    text = "A title\n\nAbstract\n\nWe ef-\nficiency.\n\n2.1 Deep things\n\nMore efficiency.\n\nRESULTS ARE IN\n\nYes.\n\nReferences\n\nNo."
+    text = "A title\n\nAbstract\n\nWe ef-\nficiency."
+    text += "\n\n2.1 Deep things\n\nMore efficiency.\n\nRESULTS ARE IN\n\nYes.\n\nReferences\n\nNo."
     document = read_one(tmp_path, "a.txt", text)
     assert document.title == "A title"
     assert [(section.title, section.level, section.text) for section in document.sections] == [
@@ -153,7 +156,8 @@ def test_plain_text(tmp_path):
 
 
 def test_sectioned_rows(tmp_path):
-    rows = '{"doc_id": "m/1", "title": "T", "license": "BY", "kind": "lecture", "sections": [{"title": "2. A", "text": "An ef- ficiency."}]}\n'
+    rows = '{"doc_id": "m/1", "title": "T", "license": "BY", "kind": "lecture", '
+    rows += '"sections": [{"title": "2. A", "text": "An ef- ficiency."}]}\n'
     document = read_one(tmp_path, "a.jsonl", rows * 2)
     assert (document.name, document.kind, document.licence, document.sections[0].text) == (
         "m/1",

@@ -42,21 +42,73 @@ def test_one_quantity(text, expected, kind):
     assert [(quantity.text, quantity.kind) for quantity in found] == [(expected, kind)]
 
 
-@pytest.mark.parametrize("text", ["at 0.5C rate", "in 2014 the", "Figure 3 A", "Fig. 2 m", "v1.2nm", "5 samples", "La2O3", ""])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "at 0.5C rate",
+        "in 2014 the",
+        "Figure 3 A",
+        "Fig. 2 m",
+        "v1.2nm",
+        "5 samples",
+        "La2O3",
+        "",
+    ],
+)
 def test_no_quantity(text):
     assert find_quantities(text) == []
 
 
 @pytest.mark.parametrize(
     "formula",
-    ["La2O3", "CO2", "NiO", "CH3NH3PbI3", "La0.6Sr0.4CoO3-δ", "Ba1-xSrxTiO3", "PbI2", "H2O", "N2", "SiC", "KOH", "Ca(OH)2", "InP", "Si3N4", "LiFePO4", "TiO2-x", "O2", "GaAs"],
+    [
+        "La2O3",
+        "CO2",
+        "NiO",
+        "CH3NH3PbI3",
+        "La0.6Sr0.4CoO3-δ",
+        "Ba1-xSrxTiO3",
+        "PbI2",
+        "H2O",
+        "N2",
+        "SiC",
+        "KOH",
+        "Ca(OH)2",
+        "InP",
+        "Si3N4",
+        "LiFePO4",
+        "TiO2-x",
+        "O2",
+        "GaAs",
+    ],
 )
 def test_formulae(formula):
     assert is_formula(formula)
     assert find_formulae(f"The {formula}, as shown.") == [(formula, 4, 4 + len(formula))]
 
 
-@pytest.mark.parametrize("word", ["SOFC", "In", "As", "He", "Co", "XRD", "DSC", "Hot", "PEDOT", "Nafion", "I", "Al-Mg-Si", "No", "Ca(OH", "Ca)OH(", "K", "12"])
+@pytest.mark.parametrize(
+    "word",
+    [
+        "SOFC",
+        "In",
+        "As",
+        "He",
+        "Co",
+        "XRD",
+        "DSC",
+        "Hot",
+        "PEDOT",
+        "Nafion",
+        "I",
+        "Al-Mg-Si",
+        "No",
+        "Ca(OH",
+        "Ca)OH(",
+        "K",
+        "12",
+    ],
+)
 def test_words_that_are_not_formulae(word):
     assert not is_formula(word)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from quasitile.errors import InputError
+from quasitile.folders import read_jsonl
 from quasitile.reading import ReadSettings, read
 
 FILES = ("documents", "sections", "questions", "dropped", "skipped")
@@ -219,3 +220,14 @@ def test_real_articles(tmp_path):
     check_contract(tmp_path / "out")
     assert summary["num_sections_without_question"] == 0
     assert summary["num_skipped"] == 0
+
+
+def test_files_are_chosen_and_held_out_by_pattern(tmp_path):
+    text = "# {0}\n\n## Results\n\n{0} is a ceramic that carries ions at high temperature. The band gap of {0} is 5.0 eV.\n"
+    (tmp_path / "papers").mkdir()
+    for name in ("train-zirconia", "test-ceria", "valid-titania"):
+        (tmp_path / "papers" / f"{name}.md").write_text(text.format(name[-7:].strip("-").capitalize()))
+    settings = ReadSettings(files=("train*", "test*"), test_files=("test*",))
+    read(tmp_path / "papers", tmp_path / "out", settings)
+    splits = {row["document"]: row["split"] for row in read_jsonl(tmp_path / "out" / "documents.jsonl")}
+    assert splits == {"train-zirconia": "train", "test-ceria": "test"}

@@ -103,8 +103,8 @@ def asked(rule: str, text: str):
         ),
         (
             "true_false",
-            "The best laboratory cells with a single absorber reach an efficiency of 25%.",
-            "True or false, according to {article}: The best laboratory cells with a single absorber reach an efficiency of 50%.",
+            "The best cells with a single absorber reach an efficiency of 25%.",
+            "True or false, according to {article}: The best cells with a single absorber reach an efficiency of 50%.",
             "False",
         ),
     ],
@@ -152,14 +152,18 @@ def test_every_rule_is_tried_above():
 
 
 def test_summary_names_the_section_and_the_article():
-    text = "Garnet electrolytes conduct lithium ions through channels. The garnet electrolytes resist the lithium metal of the anode."
+    text = "Garnet electrolytes conduct lithium ions through channels. "
+    text += "The garnet electrolytes resist the lithium metal of the anode."
     candidate = asked("summary", text)[0]
     question = name_article(candidate.questions[0], "A title")
     assert question == "What is the main statement of the section 'Methods' of the article 'A title'?"
     assert candidate.answer in text
 
 
-WORDS = ["The", "A", "is", "was", "of", "at", "in", "for", "and", "gap", "LiCoO2", "1100", "°C", "2", "h", "(SOFC)", "solid", "oxide", "fuel", "cell", "heated,", "attributed", "to", "than", "higher", "that.", "consists"]
+WORDS = [
+    "The", "A", "is", "was", "of", "at", "in", "for", "and", "gap", "LiCoO2", "1100", "°C", "2", "h", "(SOFC)", "solid",
+    "oxide", "fuel", "cell", "heated,", "attributed", "to", "than", "higher", "that.", "consists",
+]  # fmt: skip
 
 
 @settings(deadline=None)

@@ -154,12 +154,13 @@ def read_choices(path: str | Path, seed: int = 0) -> list[Item]:
     """Items of a JSON-lines file: `{"question", "options", "answer"}`, or `{"term", "meaning"}` of a glossary.
 
     `answer` is the right option or its index from 0. A glossary's items ask for the term, among
-    three other terms drawn with `seed`.
+    three other terms drawn with `seed`. Rows whose `split` is `train` are left out where there are others.
 
     Raises:
         InputError: A row (named) is neither, or a glossary has fewer than four terms.
     """
-    rows = list(enumerate(read_jsonl(path), 1))
+    numbered = list(enumerate(read_jsonl(path), 1))
+    rows = [(number, row) for number, row in numbered if row.get("split") != "train"] or numbered
     terms = list(dict.fromkeys(str(row["term"]) for _, row in rows if "term" in row))
     if terms and len(terms) < NUM_OPTIONS:
         raise InputError(f"{path} has {len(terms)} terms; a glossary needs at least {NUM_OPTIONS} to choose from")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from quasitile.errors import InputError
@@ -45,12 +46,13 @@ def _is_paper(path: Path) -> bool:
     return not hidden and not named and path.suffix.lower() in {**READERS, **UNREAD_SUFFIXES}
 
 
-def read_documents(papers: Path, kind: str = "") -> tuple[list[Document], list[dict[str, str]]]:
+def read_documents(papers: Path, kind: str = "", files: tuple[str, ...] = ()) -> tuple[list[Document], list[dict[str, str]]]:
     """Read every paper; what cannot be read is skipped, with the reason in one line.
 
     Args:
         papers: A folder or a file.
         kind: Keep only documents of this kind; empty keeps all.
+        files: Keep only files that match one of these patterns; empty keeps all.
 
     Returns:
         Documents with names that are unique and paths relative to `papers`, and the skipped files.
@@ -61,7 +63,8 @@ def read_documents(papers: Path, kind: str = "") -> tuple[list[Document], list[d
     documents: list[Document] = []
     skipped: list[dict[str, str]] = []
     root = papers if papers.is_dir() else papers.parent
-    for path in track(find_papers(papers), "reading papers"):
+    wanted_paths = [path for path in find_papers(papers) if not files or matches(path.relative_to(root).as_posix(), files)]
+    for path in track(wanted_paths, "reading papers"):
         suffix, relative = path.suffix.lower(), path.relative_to(root).as_posix()
         try:
             if suffix in UNREAD_SUFFIXES:
@@ -82,6 +85,11 @@ def read_documents(papers: Path, kind: str = "") -> tuple[list[Document], list[d
         raise InputError(f"{papers} holds no readable document{wanted}; {len(skipped)} files were skipped{first}")
     _name_apart(documents)
     return documents, skipped
+
+
+def matches(path: str, patterns: tuple[str, ...]) -> bool:
+    """Whether a path inside the folder of papers matches one of the patterns."""
+    return any(fnmatchcase(path, pattern) for pattern in patterns)
 
 
 def _name_apart(documents: list[Document]) -> None:

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import re
 
-ELEMENTS = frozenset(
-    ["H", "He", "Li", "Be", "B", "C", "N", "O", "F", "Ne", "Na", "Mg", "Al", "Si", "P", "S", "Cl", "Ar", "K", "Ca", "Sc", "Ti", "V", "Cr", "Mn", "Fe", "Co", "Ni", "Cu", "Zn", "Ga", "Ge", "As", "Se", "Br", "Kr", "Rb", "Sr", "Y", "Zr", "Nb", "Mo", "Tc", "Ru", "Rh", "Pd", "Ag", "Cd", "In", "Sn", "Sb", "Te", "I", "Xe", "Cs", "Ba", "La", "Ce", "Pr", "Nd", "Pm", "Sm", "Eu", "Gd", "Tb", "Dy", "Ho", "Er", "Tm", "Yb", "Lu", "Hf", "Ta", "W", "Re", "Os", "Ir", "Pt", "Au", "Hg", "Tl", "Pb", "Bi", "Po", "At", "Rn", "Fr", "Ra", "Ac", "Th", "Pa", "U", "Np", "Pu", "Am", "Cm", "Bk", "Cf", "Es", "Fm", "Md", "No", "Lr", "Rf", "Db", "Sg", "Bh", "Hs", "Mt", "Ds", "Rg", "Cn", "Nh", "Fl", "Mc", "Lv", "Ts", "Og"]
-)
+ELEMENTS = frozenset([
+    "H", "He", "Li", "Be", "B", "C", "N", "O", "F", "Ne", "Na", "Mg", "Al", "Si", "P", "S", "Cl", "Ar", "K", "Ca", "Sc",
+    "Ti", "V", "Cr", "Mn", "Fe", "Co", "Ni", "Cu", "Zn", "Ga", "Ge", "As", "Se", "Br", "Kr", "Rb", "Sr", "Y", "Zr", "Nb",
+    "Mo", "Tc", "Ru", "Rh", "Pd", "Ag", "Cd", "In", "Sn", "Sb", "Te", "I", "Xe", "Cs", "Ba", "La", "Ce", "Pr", "Nd", "Pm",
+    "Sm", "Eu", "Gd", "Tb", "Dy", "Ho", "Er", "Tm", "Yb", "Lu", "Hf", "Ta", "W", "Re", "Os", "Ir", "Pt", "Au", "Hg", "Tl",
+    "Pb", "Bi", "Po", "At", "Rn", "Fr", "Ra", "Ac", "Th", "Pa", "U", "Np", "Pu", "Am", "Cm", "Bk", "Cf", "Es", "Fm", "Md",
+    "No", "Lr", "Rf", "Db", "Sg", "Bh", "Hs", "Mt", "Ds", "Rg", "Cn", "Nh", "Fl", "Mc", "Lv", "Ts", "Og",
+])  # fmt: skip
 # Formulae of one-letter symbols alone, which otherwise look like acronyms (SOFC, CVD).
-CAPITAL_FORMULAE = frozenset(["CO", "NO", "HF", "KOH", "BN", "VN", "KF", "KI", "VO", "UO", "UN", "HCN", "KCN", "WC", "NH", "OH", "WS", "YSb", "CN"])
+CAPITAL_FORMULAE = frozenset([
+    "CO", "NO", "HF", "KOH", "BN", "VN", "KF", "KI", "VO", "UO", "UN", "HCN", "KCN", "WC", "NH", "OH", "WS", "YSb", "CN",
+])  # fmt: skip
 
 _FORMULA_TOKEN = re.compile(r"(?<![\w^-])[A-Z(\[][A-Za-z0-9.()\[\]·+δ-]*[A-Za-z0-9)\]δ+]|(?<![\w^-])[A-Z][a-z]?\d")
 _FORMULA_PART = re.compile(r"([A-Z][a-z]?)|(\d+(?:\.\d+)?(?:[-+][xyzδ])?|[xyzδ](?![a-z])|[-+]δ)|([()\[\]])|(·)")

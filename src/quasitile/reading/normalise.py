@@ -25,9 +25,11 @@ _BROKEN = re.compile(r"\b([A-Za-z][A-Za-z0-9]*)- ([a-z]+)")
 _WORD = re.compile(r"[A-Za-z]+(?:-[A-Za-z]+)*")
 
 SUSPENDED = frozenset(["and", "or", "to", "nor", "but", "as", "versus", "vs", "than", "through"])
-COMPOUND_ENDINGS = frozenset(
-    ["based", "like", "free", "type", "rich", "doped", "coated", "induced", "dependent", "independent", "assisted", "driven", "containing", "situ", "shaped", "sized", "treated", "processed", "phase", "state", "scale", "layer", "dimensional", "resolution", "performance", "temperature", "term", "step", "ray"]
-)
+COMPOUND_ENDINGS = frozenset([
+    "based", "like", "free", "type", "rich", "doped", "coated", "induced", "dependent", "independent", "assisted", "driven",
+    "containing", "situ", "shaped", "sized", "treated", "processed", "phase", "state", "scale", "layer", "dimensional",
+    "resolution", "performance", "temperature", "term", "step", "ray",
+])  # fmt: skip
 
 
 def normalise(text: str) -> str:

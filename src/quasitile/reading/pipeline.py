@@ -12,7 +12,7 @@ from quasitile.errors import InputError
 from quasitile.folders import stage_folder, write_jsonl
 from quasitile.progress import track
 from quasitile.reading.dataset import document_row, held_out_documents, question_rows, record, section_row
-from quasitile.reading.discover import read_documents
+from quasitile.reading.discover import matches, read_documents
 from quasitile.reading.documents import Document, Section
 from quasitile.reading.quality import Asked, fault, select
 from quasitile.reading.questions import FALLBACK_RULES, RULES, Candidate, Passage
@@ -41,9 +41,10 @@ def read(papers: str | Path, out: str | Path, settings: ReadSettings | None = No
     papers, settings = Path(papers), settings or ReadSettings()
     with stage_folder(out, "read", settings, seed=settings.seed, papers=papers) as stage:
         started = time.monotonic()
-        documents, skipped = read_documents(papers, settings.kind)
+        documents, skipped = read_documents(papers, settings.kind, settings.files)
         names = [document.name for document in documents]
-        test = held_out_documents(papers, names, [Path(row["path"]).stem for row in skipped], settings)
+        test = {document.name for document in documents if matches(document.path, settings.test_files)}
+        test |= held_out_documents(papers, names, [Path(row["path"]).stem for row in skipped], settings)
         curated, unknown = _curated(papers, set(names))
         tables: dict[str, list[dict[str, Any]]] = {name: [] for name in ("documents", "sections", "questions", "dropped")}
         tables["dropped"] += unknown

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 _SYMBOLS = {
     "temperature": "°C K °F mK",
-    "time": "s ms μs us ns ps fs min h hr hrs hour hours minute minutes second seconds day days week weeks month months year years",
+    "time": "s ms μs us ns ps fs min h hr hrs hour hours minute minutes second seconds day days week weeks month months",
     "pressure": "Pa kPa MPa GPa TPa mPa hPa bar mbar kbar Torr torr mTorr atm psi",
     "energy": "eV meV keV MeV J kJ mJ MJ cal kcal Wh kWh mWh Ry",
     "length": "m cm mm μm um nm Å pm km inch",
@@ -31,7 +31,9 @@ _SYMBOLS = {
     "count": "cycles",
 }
 UNIT_KINDS = {symbol: kind for kind, symbols in _SYMBOLS.items() for symbol in symbols.split()}
-_AMBIGUOUS_ALONE = frozenset(["C", "N", "F", "l", "us", "um"])  # units inside products; alone they are more often something else
+_AMBIGUOUS_ALONE = frozenset([
+    "C", "N", "F", "l", "us", "um",
+])  # fmt: skip
 
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?"
 _POWER = r"\s?[×x*·]\s?10\s?\^?\s?-?\d+"

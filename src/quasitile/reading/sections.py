@@ -16,8 +16,8 @@ _TITLES = {
     "introduction": r"introduction|background|motivation|state of the art",
     "results": r"results?\b|findings",
     "discussion": r"discussion",
-    "methods": r"(?:materials? and )?methods?\b|experiment(?:al|s)?\b|methodology|procedures?\b|synthesis|preparation|fabrication|"
-    r"characteri[sz]ation|measurements?\b|simulation details|computational|materials\b",
+    "methods": r"(?:materials? and )?methods?\b|experiment(?:al|s)?\b|methodology|procedures?\b|synthesis|preparation|"
+    r"fabrication|characteri[sz]ation|measurements?\b|simulation details|computational|materials\b",
 }
 _TITLE_PATTERNS = {name: re.compile(pattern, re.IGNORECASE) for name, pattern in _TITLES.items()}
 _NUMBERING = re.compile(r"^(?:(?:\d+(?:\.\d+)*\.?|[IVX]+\.|[A-Z]\.|§)\s+)+(?=\S)")

@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-ABBREVIATIONS = frozenset(
-    ["fig", "figs", "eq", "eqs", "ref", "refs", "tab", "sec", "no", "nos", "al", "etc", "ca", "cf", "vs", "approx", "resp", "wt", "at", "vol", "e.g", "i.e", "dr", "prof", "mr", "mrs", "ms", "st", "vs", "inc", "ltd", "co", "corp", "dept", "temp", "max", "min", "ed", "eds", "pp", "vol", "viz", "fig.s", "ch", "chap", "ex", "jr", "sr", "u.s", "u.k", "a.m", "p.m", "et"]
-)
+ABBREVIATIONS = frozenset([
+    "fig", "figs", "eq", "eqs", "ref", "refs", "tab", "sec", "no", "nos", "al", "etc", "ca", "cf", "vs", "approx", "resp",
+    "wt", "at", "vol", "e.g", "i.e", "dr", "prof", "mr", "mrs", "ms", "st", "vs", "inc", "ltd", "co", "corp", "dept",
+    "temp", "max", "min", "ed", "eds", "pp", "vol", "viz", "fig.s", "ch", "chap", "ex", "jr", "sr", "u.s", "u.k", "a.m",
+    "p.m", "et",
+])  # fmt: skip
 _STOP = re.compile(r"[.!?][\"')\]]*(?=\s|$)|\n\n")
 
 

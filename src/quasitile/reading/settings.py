@@ -15,11 +15,14 @@ class ReadSettings(Settings):
 
     `kind` keeps only documents of one kind (`article`, `textbook`, `lecture`) of sectioned JSON lines.
     Lengths are in characters; a section and a question must fit the model's context together.
-    `test_documents` and `test_share` (drawn with `seed`) add to `split.json`.
+    `files` keeps only files whose path in the folder matches one of the patterns (`train*.jsonl`); empty
+    keeps all. `test_documents`, `test_files` (patterns) and `test_share` (drawn with `seed`) add to
+    `split.json`.
     """
 
     seed: int = 0
     kind: str = ""
+    files: tuple[str, ...] = ()
     min_section_characters: int = Field(default=250, ge=0)
     max_section_characters: int = Field(default=1500, ge=100)
     min_facts: int = Field(default=2, ge=1)
@@ -28,6 +31,7 @@ class ReadSettings(Settings):
     hold_out_phrasings: bool = True
     rules: tuple[str, ...] = tuple(RULES)
     test_documents: tuple[str, ...] = ()
+    test_files: tuple[str, ...] = ()
     test_share: float = Field(default=0.0, ge=0.0, lt=1.0)
 
     @field_validator("rules")

@@ -19,20 +19,33 @@ def print_measures(screen: Console, summary: dict[str, Any]) -> None:
     screen.print(measures_table(summary["models"]))
 
 
+# What fits on a screen; the page has every measure.
+SHORT_LABELS = {
+    ("stored_bytes",): "size on disk",
+    ("general", "nats_per_token"): "general English: loss, nats a token",
+    ("domain", "nats_per_token"): "held-out papers: loss, nats a token",
+    ("domain", "perplexity"): "held-out papers: perplexity",
+    ("divergence", "logit_kl_nats"): "change of its predictions, nats",
+    ("answers", "closed_book", "train", "exact_match"): "questions it was taught: exactly right",
+    ("answers", "closed_book", "phrasing", "exact_match"): "the same in new words: exactly right",
+    ("answers", "closed_book", "phrasing", "token_f1"): "the same in new words: words in common",
+    ("answers", "open_book", "test", "token_f1"): "held-out papers, open book: words in common",
+    ("choices", "domain", "accuracy"): "multiple choice on the papers: right",
+    ("choices", "general", "accuracy"): "multiple choice, general: right",
+    ("entities", "f1"): "materials, properties, ... found: F1",
+    ("cost", "decode_tokens_per_second"): "writing, tokens a second",
+}
+
+
 def measures_table(models: dict[str, dict[str, Any]]) -> Table:
-    """The report's main table, as text: what is measured, its unit, and each model's number."""
-    groups, _ = main_table(models)
-    names = list(models)
-    rows: list[tuple[str, ...]] = []
-    for title, entries in groups:
-        rows.append((f"[bold]{title}[/bold]", *[""] * len(names)))
-        for row in entries:
-            arrow = "lower is better" if row.measure.lower_is_better else "higher is better"
-            unit = f", {row.measure.unit}" if row.measure.unit else ""
-            rows.append(
-                (f"  {row.measure.label}{unit} [dim]({arrow})[/dim]", *(mark(cell.text, cell.best) for cell in row.cells))
-            )
-    return table("", ("", *names), rows)
+    """The most telling rows of the report's main table, a column a model."""
+    found = {row.measure.path: row for _, entries in main_table(models)[0] for row in entries}
+    rows = []
+    for path, label in SHORT_LABELS.items():
+        if path in found:
+            arrow = "\N{DOWNWARDS ARROW}" if found[path].measure.lower_is_better else "\N{UPWARDS ARROW}"
+            rows.append((f"{label} {arrow}", *(mark(cell.text, cell.best) for cell in found[path].cells)))
+    return table("", ("\N{DOWNWARDS ARROW} less, \N{UPWARDS ARROW} more is better; best in bold", *models), rows)
 
 
 def mark(text: str, best: bool) -> str:

@@ -14,12 +14,15 @@ from quasitile.reading.normalise import normalise
 DROPPED = {
     "ref-list": "references", "ref": "references", "fig": "figures", "fig-group": "figures", "graphic": "figures",
     "inline-graphic": "figures", "media": "figures", "table-wrap": "tables", "table": "tables", "table-wrap-foot": "tables",
-    "table-wrap-group": "tables",
-    "ack": "back matter", "notes": "back matter", "fn-group": "back matter", "bio": "back matter", "fn": "footnotes",
-    "supplementary-material": "back matter", "tex-math": "repeated formulae", "object-id": "identifiers", "glossary": "back matter",
+    "table-wrap-group": "tables", "ack": "back matter", "notes": "back matter", "fn-group": "back matter",
+    "bio": "back matter", "fn": "footnotes", "supplementary-material": "back matter", "tex-math": "repeated formulae",
+    "object-id": "identifiers", "glossary": "back matter",
 }  # fmt: skip
 CITATION_TYPES = frozenset(("bibr", "ref", "fn", "table-fn"))
-_BLOCKS = frozenset(["p", "list", "list-item", "disp-formula", "disp-quote", "def-list", "def-item", "boxed-text", "statement", "verse-group"])
+_BLOCKS = frozenset([
+    "p", "list", "list-item", "disp-formula", "disp-quote", "def-list", "def-item", "boxed-text", "statement",
+    "verse-group",
+])  # fmt: skip
 _BACK_SECTIONS = frozenset(["supplementary-material", "coi-statement", "data-availability"])
 _BACK_TITLE = re.compile(
     r"(?:conflicts? of interests?|competing interests?|supplementary|supporting information|acknowledge?ments?|funding|"

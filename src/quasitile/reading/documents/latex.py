@@ -17,16 +17,17 @@ from quasitile.reading.normalise import normalise
 
 LEVELS = {"part": 1, "chapter": 1, "section": 1, "subsection": 2, "subsubsection": 3, "paragraph": 4}
 DROPPED_ENVIRONMENTS = {
-    "figure": "figures", "figure*": "figures", "wrapfigure": "figures", "table": "tables", "table*": "tables", "tabular": "tables",
-    "longtable": "tables", "thebibliography": "references", "algorithm": "code", "CJK": "other",
+    "figure": "figures", "figure*": "figures", "wrapfigure": "figures", "table": "tables", "table*": "tables",
+    "tabular": "tables", "longtable": "tables", "thebibliography": "references", "algorithm": "code", "CJK": "other",
 }  # fmt: skip
 # Commands whose argument is not text, by what they are counted as; None is not counted.
 DROPPED_COMMANDS = {
-    "footnote": "footnotes", "footnotetext": "footnotes", "thanks": "footnotes", "ref": "cross references", "eqref": "cross references",
-    "autoref": "cross references", "cref": "cross references", "Cref": "cross references", "label": None, "bibliography": None,
-    "bibliographystyle": None, "includegraphics": None, "vspace": None, "hspace": None, "pagestyle": None, "thispagestyle": None,
-    "author": "front matter", "affiliation": "front matter", "date": "front matter", "email": "front matter", "keywords": "front matter",
-    "url": None, "pacs": None, "setcounter": None, "caption": "figures",
+    "footnote": "footnotes", "footnotetext": "footnotes", "thanks": "footnotes", "ref": "cross references",
+    "eqref": "cross references", "autoref": "cross references", "cref": "cross references", "Cref": "cross references",
+    "label": None, "bibliography": None, "bibliographystyle": None, "includegraphics": None, "vspace": None, "hspace": None,
+    "pagestyle": None, "thispagestyle": None, "author": "front matter", "affiliation": "front matter",
+    "date": "front matter", "email": "front matter", "keywords": "front matter", "url": None, "pacs": None,
+    "setcounter": None, "caption": "figures",
 }  # fmt: skip
 _ACCENTS = {"'": "\u0301", "`": "\u0300", "^": "\u0302", '"': "\u0308", "~": "\u0303", "=": "\u0304", ".": "\u0307"}
 _LETTER_ACCENTS = {"c": "\u0327", "v": "\u030c", "u": "\u0306", "H": "\u030b", "k": "\u0328", "r": "\u030a"}

@@ -16,9 +16,10 @@ from quasitile.reading.documents.text import REFERENCES
 from quasitile.reading.normalise import normalise
 
 # MyST directives whose content is prose; the text of any other is code, media or layout.
-PROSE_DIRECTIVES = frozenset(
-    ["note", "warning", "tip", "important", "hint", "admonition", "seealso", "attention", "caution", "danger", "error", "topic", "sidebar", "margin", "epigraph", "proof", "theorem", "definition", "exercise", "solution"]
-)
+PROSE_DIRECTIVES = frozenset([
+    "note", "warning", "tip", "important", "hint", "admonition", "seealso", "attention", "caution", "danger", "error",
+    "topic", "sidebar", "margin", "epigraph", "proof", "theorem", "definition", "exercise", "solution",
+])  # fmt: skip
 _FRONT_MATTER = re.compile(r"\A---\n(.*?)\n(?:---|\.\.\.)\n", re.DOTALL)
 _CODE = re.compile(r"^(`{3,}|~{3,})[^\n]*\n.*?^\1[`~]*[ \t]*$|`[^`\n]+`", re.MULTILINE | re.DOTALL)
 _MATH = re.compile(r"\$\$(.+?)\$\$|(?<![\\$\w])\$(?![\s$])((?:\\.|[^$\\\n]|\n(?!\n))+?)(?<!\s)\$(?![\d$])", re.DOTALL)

@@ -1,4 +1,4 @@
-"""LaTeX mathematics as readable text: `$10^{-6}$` to `10^-6`, `\\frac{a}{b}` to `(a)/(b)`, `\\alpha` to its letter.
+r"""LaTeX mathematics as readable text: `$10^{-6}$` to `10^-6`, `\frac{a}{b}` to `(a)/(b)`, `\alpha` to its letter.
 
 Approximate by intent: commands without a symbol keep their name, so that nothing vanishes.
 """
@@ -8,23 +8,30 @@ from __future__ import annotations
 import re
 import unicodedata
 
-_GREEK = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lamda", "mu", "nu", "xi", "omicron", "pi", "rho", "sigma", "tau", "upsilon", "phi", "chi", "psi", "omega"]
+_GREEK = [
+    "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lamda", "mu", "nu", "xi",
+    "omicron", "pi", "rho", "sigma", "tau", "upsilon", "phi", "chi", "psi", "omega",
+]  # fmt: skip
 SYMBOLS = {
-    "times": "×", "cdot": "·", "pm": "±", "mp": "∓", "approx": "≈", "sim": "~", "simeq": "≈", "leq": "≤", "le": "≤", "geq": "≥",
-    "ge": "≥", "neq": "≠", "ne": "≠", "ll": "≪", "gg": "≫", "propto": "∝", "infty": "∞", "partial": "∂", "nabla": "∇", "sum": "∑",
-    "int": "∫", "prod": "∏", "to": "→", "rightarrow": "→", "leftarrow": "←", "Rightarrow": "⇒", "leftrightarrow": "↔", "degree": "°",
-    "circ": "°", "in": "∈", "equiv": "≡", "ldots": "...", "dots": "...", "cdots": "...", "langle": "⟨", "rangle": "⟩", "hbar": "ħ",
-    "dagger": "†", "otimes": "⊗", "oplus": "⊕", "cup": "∪", "cap": "∩", "subset": "⊂", "perp": "⊥", "parallel": "∥", "prime": "'",
-    "ell": "ℓ", "quad": " ", "qquad": " ", "varepsilon": "ε", "varphi": "φ", "vartheta": "ϑ", "lambda": "λ", "Lambda": "Λ",
-    "AA": "Å", "angstrom": "Å", "textdegree": "°", "micro": "μ", "Omega": "Ω", "mid": "|", "vert": "|", "gtrsim": "≳", "lesssim": "≲",
+    "times": "×", "cdot": "·", "pm": "±", "mp": "∓", "approx": "≈", "sim": "~", "simeq": "≈", "leq": "≤", "le": "≤",
+    "geq": "≥", "ge": "≥", "neq": "≠", "ne": "≠", "ll": "≪", "gg": "≫", "propto": "∝", "infty": "∞", "partial": "∂",
+    "nabla": "∇", "sum": "∑", "int": "∫", "prod": "∏", "to": "→", "rightarrow": "→", "leftarrow": "←", "Rightarrow": "⇒",
+    "leftrightarrow": "↔", "degree": "°", "circ": "°", "in": "∈", "equiv": "≡", "ldots": "...", "dots": "...",
+    "cdots": "...", "langle": "⟨", "rangle": "⟩", "hbar": "ħ", "dagger": "†", "otimes": "⊗", "oplus": "⊕", "cup": "∪",
+    "cap": "∩", "subset": "⊂", "perp": "⊥", "parallel": "∥", "prime": "'", "ell": "ℓ", "quad": " ", "qquad": " ",
+    "varepsilon": "ε", "varphi": "φ", "vartheta": "ϑ", "lambda": "λ", "Lambda": "Λ", "AA": "Å", "angstrom": "Å",
+    "textdegree": "°", "micro": "μ", "Omega": "Ω", "mid": "|", "vert": "|", "gtrsim": "≳", "lesssim": "≲",
 }  # fmt: skip
 for _name in _GREEK:
     SYMBOLS[_name] = unicodedata.lookup(f"GREEK SMALL LETTER {_name.upper()}")
     SYMBOLS[_name.capitalize()] = unicodedata.lookup(f"GREEK CAPITAL LETTER {_name.upper()}")
 
-_WRAPPERS = frozenset(
-    ["mathrm", "mathbf", "mathit", "mathsf", "mathcal", "mathbb", "mathfrak", "text", "textrm", "textbf", "textit", "textsf", "boldsymbol", "bm", "operatorname", "hat", "bar", "vec", "tilde", "dot", "ddot", "overline", "underline", "widehat", "widetilde", "mathop", "mbox", "rm", "bf", "it", "left", "right", "big", "Big", "bigg", "Bigg", "displaystyle", "limits", "nonumber", "middle", "bigl", "bigr", "Bigl", "Bigr", "tfrac", "cal"]
-)
+_WRAPPERS = frozenset([
+    "mathrm", "mathbf", "mathit", "mathsf", "mathcal", "mathbb", "mathfrak", "text", "textrm", "textbf", "textit", "textsf",
+    "boldsymbol", "bm", "operatorname", "hat", "bar", "vec", "tilde", "dot", "ddot", "overline", "underline", "widehat",
+    "widetilde", "mathop", "mbox", "rm", "bf", "it", "left", "right", "big", "Big", "bigg", "Bigg", "displaystyle",
+    "limits", "nonumber", "middle", "bigl", "bigr", "Bigl", "Bigr", "tfrac", "cal",
+])  # fmt: skip
 _GROUP = r"\{((?:[^{}]|\{[^{}]*\})*)\}"
 _FRACTION = re.compile(rf"\\[dt]?frac\s*{_GROUP}\s*{_GROUP}")
 _ROOT = re.compile(rf"\\sqrt\s*{_GROUP}")

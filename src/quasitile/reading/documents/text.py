@@ -12,7 +12,8 @@ from quasitile.reading.normalise import count_words, dehyphenate, normalise
 _NUMBERED = re.compile(r"(?P<number>\d{1,2}(?:\.\d{1,2})*)\.?\s+(?P<title>[A-Z][^.!?]{1,78})$")
 _UNDERLINE = re.compile(r"(=|-|~|\^)\1{2,}$")
 KNOWN_HEADINGS = re.compile(
-    r"(?:abstract|summary|introduction|background|theory|experimental(?: \w+)?|methods?|materials and methods|results(?: and discussion)?|"
+    r"(?:abstract|summary|introduction|background|theory|experimental(?: \w+)?|methods?|materials and methods|"
+    r"results(?: and discussion)?|"
     r"discussion|conclusions?|outlook|acknowledge?ments?|references|bibliography|appendix(?: [a-z])?)\s*:?$",
     re.IGNORECASE,
 )

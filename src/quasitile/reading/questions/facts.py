@@ -1,4 +1,4 @@
-"""Rules on single facts: a property with its value, a condition of a step, what something consists of."""
+"""Rules on materials: a property with its value, and what something consists of."""
 
 from __future__ import annotations
 
@@ -6,21 +6,26 @@ import re
 
 from quasitile.reading.quantities import Quantity
 from quasitile.reading.questions.candidate import ARTICLE, Candidate, Passage
-from quasitile.reading.questions.lexicon import ATMOSPHERES, EPONYMS, PROPERTIES, STEPS
+from quasitile.reading.questions.lexicon import EPONYMS, PROPERTIES
 from quasitile.reading.questions.phrases import clip, inside_sentence, names_formula, noun_phrase, strip_lead
 from quasitile.reading.sentences import Sentence
 
 _PROPERTY = "|".join(sorted(map(re.escape, PROPERTIES), key=len, reverse=True))
-_ABOUT = r"(?:about|around|approximately|ca\.|roughly|nearly|almost|close to|as high as|as low as|up to|only|~|≈|over|more than|above)?\s?$"
+_ABOUT = (
+    r"(?:about|around|approximately|ca\.|roughly|nearly|almost|close to|as high as|as low as|up to|only|~|≈|over|more than|"
+    r"above)?\s?$"
+)
 _OF = re.compile(
-    rf"(?P<property>(?:\b[a-z-]+\s)?\b(?:{_PROPERTY}))s? (?:of|for|in) (?P<material>[^,;]{{2,60}}?) (?:is|was|are|were|reaches|reached|"
-    rf"equals|amounts to|(?:is|was) (?:found|measured|determined|calculated|estimated|reported) to be|(?:is|was) (?:measured|"
-    rf"calculated|estimated|determined) as) {_ABOUT}",
+    rf"(?P<property>(?:\b[a-z-]+\s)?\b(?:{_PROPERTY}))s? (?:of|for|in) (?P<material>[^,;]{{2,60}}?) "
+    r"(?:is|was|are|were|reaches|reached|equals|amounts to|"
+    r"(?:is|was) (?:found|measured|determined|calculated|estimated|reported) to be|"
+    rf"(?:is|was) (?:measured|calculated|estimated|determined) as) {_ABOUT}",
     re.IGNORECASE,
 )
 _HAS = re.compile(
-    rf"^(?P<material>[^,;]{{2,70}}?) (?P<verb>has|have|had|exhibits?|exhibited|shows?|showed|possess(?:es|ed)?|delivers?|delivered|displays?|"
-    rf"displayed|reache?s?d?|achieves?d?|yields?|yielded|provides?|provided) (?:an?|the) (?P<property>(?:[a-z-]+\s){{0,2}}?\b(?:{_PROPERTY})) of {_ABOUT}",
+    r"^(?P<material>[^,;]{2,70}?) (?P<verb>has|have|had|exhibits?|exhibited|shows?|showed|possess(?:es|ed)?|delivers?|delivered|"
+    r"displays?|displayed|reache?s?d?|achieves?d?|yields?|yielded|provides?|provided) (?:an?|the) "
+    rf"(?P<property>(?:[a-z-]+\s){{0,2}}?\b(?:{_PROPERTY})) of {_ABOUT}",
     re.IGNORECASE,
 )
 _AT = re.compile(
@@ -30,30 +35,15 @@ _JUDGING = re.compile(
     r"\b(?:high|higher|highest|low|lower|lowest|large|larger|good|excellent|superior|enhanced|improved|remarkable|the|an?)\s",
     re.IGNORECASE,
 )
-_WRONG_AFTER = re.compile(
-    r"^\s?(?:higher|lower|larger|smaller|greater|less|more|thick|of (?:the|that|its|their)|times|and \d|or \d|to \d|,? \d|per\b|/)"
-)
-_STEP = re.compile(
-    rf"(?:^|\b(?:was|were|is|are|and|then|and then|subsequently|or)\s)(?:\w+ly\s)?(?P<step>{'|'.join(sorted(STEPS, key=len, reverse=True))})\b",
-    re.IGNORECASE,
-)
-_BE = re.compile(r"\s(was|were|is|are)\s(?:\w+ly\s|then\s|first\s|further\s)?\w+")
-_ATMOSPHERE = re.compile(
-    rf"\b(?:in|under) (?P<gas>(?:an? )?(?:(?:flowing|pure|dry|ambient|static|high|ultra-high|controlled) )?(?:{ATMOSPHERES})(?: (?:atmosphere|gas|flow))?)(?=[\s,.;)]|$)"
+WRONG_AFTER = re.compile(
+    r"^\s?(?:higher|lower|larger|smaller|greater|less|more|thick|of (?:the|that|its|their)|times|and \d|or \d|to \d|,? "
+    r"\d|per\b|/)"
 )
 _CONSISTS = re.compile(
-    r"^(?P<subject>[^,;]{3,70}?) (?P<verb>consists? of|consisted of|(?:is|are|was|were) composed of|comprises?|comprised|contains?|contained|"
+    r"^(?P<subject>[^,;]{3,70}?) (?P<verb>consists? of|consisted of|(?:is|are|was|were) composed of|comprises?|"
+    r"comprised|contains?|contained|"
     r"(?:is|are|was|were) doped with) (?P<parts>.+)$"
 )
-# Dimension of a condition: the preposition before it, and how it is asked for.
-CONDITIONS = {
-    "temperature": (
-        r"\b(?P<how>at|to|up to)\s(?:a temperature of\s|temperatures of\s)?(?:about\s|approximately\s|around\s|~\s?)?$",
-        "temperature",
-    ),
-    "time": (r"\b(?P<how>for)\s(?:a duration of\s)?(?:about\s|approximately\s|around\s|another\s|~\s?)?$", "long"),
-    "pressure": (r"\b(?P<how>at|under|to)\s(?:an?\s(?:\w+\s)?pressure of\s)?(?:about\s|approximately\s|~\s?)?$", "pressure"),
-}
 
 
 def quantity_answers(quantity: Quantity) -> tuple[str, ...]:
@@ -73,7 +63,7 @@ def property_value(passage: Passage) -> list[Candidate]:
         for quantity in passage.quantities[sentence.start]:
             before, after = sentence.text[: quantity.start], sentence.text[quantity.stop :]
             match = _last(_OF, before) or _HAS.match(strip_lead(before))
-            if match is None or _WRONG_AFTER.match(after):
+            if match is None or WRONG_AFTER.match(after):
                 continue
             candidate = _property(passage, sentence, match, quantity, after)
             if candidate:
@@ -122,74 +112,6 @@ def _has(match: re.Match[str]) -> str:
         ("ples", "ells", "lms")
     )
     return "have" if plural else "has"
-
-
-def condition(passage: Passage) -> list[Candidate]:
-    """Temperature, time, pressure and atmosphere of a step: `The pellets were sintered at 1200 °C for 5 h in air`."""
-    found = []
-    for sentence in passage.sentences:
-        text = strip_lead(sentence.text)
-        be = _BE.search(text)
-        if be is None or sentence.num_words > 60:
-            continue
-        subject = noun_phrase(text[: be.start()].rsplit(", ", 1)[-1])
-        if not subject or (subject != text[: be.start()] and not subject.lower().startswith("the ")):
-            continue
-        subject = inside_sentence(subject, passage.text)
-        shift = len(sentence.text) - len(text)
-        for kind, (preposition, _) in CONDITIONS.items():
-            for quantity in (quantity for quantity in passage.quantities[sentence.start] if quantity.kind == kind):
-                before = text[: max(0, quantity.start - shift)]
-                how = re.search(preposition, before)
-                step = _step(before[: how.start()], be.start()) if how else ""
-                if how and step and not _WRONG_AFTER.match(sentence.text[quantity.stop :]):
-                    found.append(
-                        _condition(kind, how["how"], subject, be[1], step, quantity.text, quantity_answers(quantity), sentence)
-                    )
-        for gas in _ATMOSPHERE.finditer(text):
-            step = _step(text[: gas.start()].rstrip(), be.start())
-            if step:
-                answer = re.sub(r"^an? ", "", gas["gas"])
-                accepted = (answer, gas["gas"], re.sub(r"\s(?:atmosphere|gas|flow)$", "", answer))
-                found.append(_condition("atmosphere", "in", subject, be[1], step, answer, accepted, sentence))
-    keys = [(candidate.questions[0], candidate.evidence.start) for candidate in found]
-    return [candidate for candidate, key in zip(found, keys, strict=True) if keys.count(key) == 1]
-
-
-def _step(before: str, be_start: int) -> str:
-    """The step a condition belongs to: the last one named, in the same clause and not far off."""
-    steps = [match for match in _STEP.finditer(before) if match.start() >= be_start - 1]
-    if not steps or re.search(
-        r"[;:]|, (?:and|then)|\b(?:after|before|until|followed|which|while|with|using|by)\b", before[steps[-1].end() :]
-    ):
-        return ""
-    return steps[-1]["step"].lower() if len(before) - steps[-1].end() <= 60 else ""
-
-
-def _condition(
-    kind: str, how: str, subject: str, be: str, step: str, answer: str, accepted: tuple[str, ...], sentence: Sentence
-) -> Candidate:
-    act = f"{be} {subject} {step}"
-    if kind == "time":
-        questions = (
-            f"For how long {act} in {ARTICLE}?",
-            f"How long did it take in {ARTICLE} until {subject} had been {step}?",
-            f"In {ARTICLE}, what is the time for which {subject} {be} {step}?",
-        )
-    elif kind == "atmosphere":
-        questions = (
-            f"In which atmosphere {act} in {ARTICLE}?",
-            f"What was the atmosphere in which {subject} {be} {step} in {ARTICLE}?",
-            f"According to {ARTICLE}, {subject} {be} {step} in which atmosphere?",
-        )
-    else:
-        how = "to" if how.endswith("to") else how
-        questions = (
-            f"{how.capitalize()} what {kind} {act} in {ARTICLE}?",
-            f"In {ARTICLE}, what is the {kind} {how} which {subject} {be} {step}?",
-            f"According to {ARTICLE}, {subject} {be} {step} {how} what {kind}?",
-        )
-    return Candidate("condition", questions, answer, sentence, f"So the {kind} is {answer}.", 0.9, accepted)
 
 
 def composition(passage: Passage) -> list[Candidate]:

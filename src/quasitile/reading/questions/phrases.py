@@ -7,12 +7,19 @@ import re
 from quasitile.reading.formulae import find_formulae
 from quasitile.reading.sentences import Sentence
 
-POINTERS = frozenset(
-    ["it", "its", "they", "their", "them", "this", "these", "that", "those", "there", "here", "he", "she", "we", "our", "us", "i", "you", "such", "other", "others", "another", "one", "which", "who", "what", "when", "where", "while", "if", "as", "however", "thus", "therefore", "hence", "moreover", "furthermore", "besides", "also", "but", "and", "or", "so", "yet", "then", "finally", "first", "firstly", "second", "secondly", "third", "similarly", "likewise", "otherwise", "instead", "nevertheless", "additionally", "consequently", "accordingly", "meanwhile", "indeed", "interestingly", "notably", "again", "afterwards", "subsequently", "former", "latter", "same", "no", "not", "none", "neither"]
-)
+POINTERS = frozenset([
+    "it", "its", "they", "their", "them", "this", "these", "that", "those", "there", "here", "he", "she", "we", "our", "us",
+    "i", "you", "such", "other", "others", "another", "one", "which", "who", "what", "when", "where", "while", "if", "as",
+    "however", "thus", "therefore", "hence", "moreover", "furthermore", "besides", "also", "but", "and", "or", "so", "yet",
+    "then", "finally", "first", "firstly", "second", "secondly", "third", "similarly", "likewise", "otherwise", "instead",
+    "nevertheless", "additionally", "consequently", "accordingly", "meanwhile", "indeed", "interestingly", "notably",
+    "again", "afterwards", "subsequently", "former", "latter", "same", "no", "not", "none", "neither",
+])  # fmt: skip
 _LEADS = re.compile(
-    r"^(?:(?:However|Moreover|Furthermore|Thus|Therefore|Hence|Finally|Then|Also|In addition|In general|Generally|Typically|First|"
-    r"Firstly|Second|Secondly|Next|Subsequently|Afterwards|Additionally|Consequently|As a result|In contrast|Similarly|Interestingly|"
+    r"^(?:(?:However|Moreover|Furthermore|Thus|Therefore|Hence|Finally|Then|Also|In addition|In general|Generally|"
+    r"Typically|First|"
+    r"Firstly|Second|Secondly|Next|Subsequently|Afterwards|Additionally|Consequently|As a result|In contrast|Similarly|"
+    r"Interestingly|"
     r"Recently|Usually|Overall|For example|For instance|On the other hand|Meanwhile|Nevertheless|Besides|In particular|Indeed|"
     r"Notably|In fact|Accordingly|In this case),\s*)+"
 )
@@ -56,13 +63,18 @@ def noun_phrase(text: str, max_words: int = 8) -> str:
     return "" if _BAD_INSIDE.search(text) or text.count("(") != text.count(")") else text
 
 
-_PREPOSITIONS = frozenset(
-    ["in", "at", "on", "by", "for", "with", "from", "to", "of", "after", "before", "during", "under", "over", "between", "among", "using", "through", "upon", "within", "without", "via", "into", "onto", "despite", "due", "according", "about", "above", "below", "near", "than", "per", "toward", "towards", "until", "because", "although", "increasing", "decreasing"]
-)
+_PREPOSITIONS = frozenset([
+    "in", "at", "on", "by", "for", "with", "from", "to", "of", "after", "before", "during", "under", "over", "between",
+    "among", "using", "through", "upon", "within", "without", "via", "into", "onto", "despite", "due", "according", "about",
+    "above", "below", "near", "than", "per", "toward", "towards", "until", "because", "although", "increasing",
+    "decreasing",
+])  # fmt: skip
 _VAGUE = frozenset(["both", "each", "some", "many", "most", "several"])
-_EMPTY_NOUNS = frozenset(
-    ["result", "results", "reason", "value", "values", "change", "changes", "effect", "difference", "differences", "increase", "decrease", "data", "fact", "work", "study", "paper", "authors", "experiments", "experiment", "measurements", "measurement", "behavior", "behaviour", "observation", "process", "method", "one", "part", "case"]
-)
+_EMPTY_NOUNS = frozenset([
+    "result", "results", "reason", "value", "values", "change", "changes", "effect", "difference", "differences",
+    "increase", "decrease", "data", "fact", "work", "study", "paper", "authors", "experiments", "experiment",
+    "measurements", "measurement", "behavior", "behaviour", "observation", "process", "method", "one", "part", "case",
+])  # fmt: skip
 
 
 def inside_sentence(phrase: str, text: str) -> str:
@@ -111,7 +123,8 @@ def understandable(sentence: Sentence, max_words: int = 40, min_words: int = 8) 
 
 _CLAUSE_END = re.compile(
     r"[;:]|\.(?=\s|$)|,? (?:while|whereas|although|but|because|since|so that|resulting|leading|indicating|suggesting|as shown|"
-    r"respectively|thereby|thus)\b|, (?:which|and (?:the|this|it|its|is|was|are|were|can)|the|this|it|as|is|was|are|were|with|where|"
+    r"respectively|thereby|thus)\b|, (?:which|and (?:the|this|it|its|is|was|are|were|can)|the|this|it|as|is|was|are|"
+    r"were|with|where|"
     r"when|making|in|not|however|far|much)\b|\s?\[|\s\((?:Figs?|Figures?|Tables?|see|Eqs?)\b"
 )
 

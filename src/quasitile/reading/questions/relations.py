@@ -9,27 +9,36 @@ from quasitile.reading.questions.phrases import clip, inside_sentence, is_plural
 
 _ADJECTIVES = (
     r"higher|lower|larger|smaller|greater|stronger|weaker|longer|shorter|faster|slower|thicker|thinner|denser|harder|softer|heavier|"
-    r"lighter|wider|narrower|finer|coarser|better|worse|cheaper|more (?:stable|conductive|active|ductile|brittle|porous|reactive)"
+    r"lighter|wider|narrower|finer|coarser|better|worse|cheaper|more (?:stable|conductive|active|ductile|brittle|porous|"
+    r"reactive)"
 )
 _END = r"(?=[.,;]|\s(?:because|due|since|as|at|under|after|in|by|and|when|for|with)\b)"
 _THAN = re.compile(
-    rf"^(?P<first>[^,;]{{3,60}}?) (?P<be>is|are|was|were) (?:\w+ly |much |even |slightly |also )?(?P<adjective>{_ADJECTIVES}) than "
+    rf"^(?P<first>[^,;]{{3,60}}?) (?P<be>is|are|was|were) (?:\w+ly |much |even |slightly |also "
+    rf")?(?P<adjective>{_ADJECTIVES}) than "
     rf"(?P<of>that of |those of )?(?P<second>[^,;.]{{2,60}}?){_END}"
 )
 _HAS_MORE = re.compile(
-    rf"^(?P<first>[^,;]{{2,60}}?) (?P<verb>has|have|had|shows?|showed|exhibits?|exhibited|possess(?:es)?|displays?|delivers?|delivered) (?:an? )?"
-    rf"(?:\w+ly |much )?(?P<adjective>{_ADJECTIVES}) (?P<property>[a-z][a-z -]{{3,40}}?) than (?:that of |those of )?(?P<second>[^,;.]{{2,60}}?){_END}"
+    rf"^(?P<first>[^,;]{{2,60}}?) (?P<verb>has|have|had|shows?|showed|exhibits?|exhibited|possess(?:es)?|displays?|"
+    rf"delivers?|delivered) (?:an? )?"
+    rf"(?:\w+ly |much )?(?P<adjective>{_ADJECTIVES}) (?P<property>[a-z][a-z -]{{3,40}}?) than (?:that of |those of "
+    rf")?(?P<second>[^,;.]{{2,60}}?){_END}"
 )
 _CAUSE = re.compile(
-    r"^(?P<effect>[^,;]{5,90}?) (?P<be>is|are|was|were|can be|may be|could be) (?:\w+ly |also |partly )?(?P<verb>attributed to|due to|"
+    r"^(?P<effect>[^,;]{5,90}?) (?P<be>is|are|was|were|can be|may be|could be) (?:\w+ly |also |partly "
+    r")?(?P<verb>attributed to|due to|"
     r"caused by|ascribed to|explained by|because of|a result of|induced by|assigned to) (?P<cause>.+)$"
 )
 _ARISES = re.compile(
-    r"^(?P<effect>[^,;]{5,90}?) (?P<verb>results? from|resulted from|arises? from|originates? from|stems? from|comes? from) (?P<cause>.+)$"
+    r"^(?P<effect>[^,;]{5,90}?) (?P<verb>results? from|resulted from|arises? from|originates? from|stems? from|comes? "
+    r"from) (?P<cause>.+)$"
 )
 
 
-_VAGUE = frozenset(["this", "these", "it", "its", "their", "such", "both", "several", "two", "three", "many", "some", "various", "different"])
+_VAGUE = frozenset([
+    "this", "these", "it", "its", "their", "such", "both", "several", "two", "three", "many", "some", "various",
+    "different",
+])  # fmt: skip
 
 
 def comparison(passage: Passage) -> list[Candidate]:

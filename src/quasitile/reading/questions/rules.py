@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from quasitile.reading.questions.candidate import Candidate, Passage
-from quasitile.reading.questions.facts import composition, condition, property_value
+from quasitile.reading.questions.conditions import condition
+from quasitile.reading.questions.facts import composition, property_value
 from quasitile.reading.questions.relations import cause, comparison
 from quasitile.reading.questions.terms import acronym, definition
 from quasitile.reading.questions.whole_sentences import any_cloze, any_summary, cloze, summary, true_false

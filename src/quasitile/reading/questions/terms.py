@@ -9,7 +9,8 @@ from quasitile.reading.questions.phrases import clip, inside_sentence, is_plural
 
 _LONG_WORDS = 8  # a longer definition is asked the other way round, so that the answer stays short
 _IS = re.compile(
-    r"^(?P<article>(?:A|An|The)\s+)?(?P<term>[A-Za-z][\w'()-]*(?:\s[\w'()-]+){0,4}?)\s(?P<verb>is defined as|are defined as|is known as|"
+    r"^(?P<article>(?:A|An|The)\s+)?(?P<term>[A-Za-z][\w'()-]*(?:\s[\w'()-]+){0,4}?)\s(?P<verb>is defined as|are "
+    r"defined as|is known as|"
     r"are known as|refers to|refer to|is|are)\s(?P<meaning>.+)$"
 )
 _KIND = re.compile(
@@ -21,8 +22,10 @@ _PLURAL_KIND = re.compile(
 _EVALUATION = re.compile(
     r"^(?:an?|the)?\s?(?:\w+ly\s)?(?:promising|important|key|good|simple|common|popular|major|critical|potential|useful|powerful|"
     r"significant|much|far|bigger|smaller|serious|crucial|possible|necessary|suitable|effective|attractive|great|viable|challenge|result|function|consequence|"
-    r"main|most|best|only|first|second|same|reason|way|number|lot|case|kind of|sum|average|ideal|widely|well|new|novel|large|small|"
-    r"high|low|strong|very|more|less|clear|direct|indication|sign|part of|rather|vital|essential|candidate|problem|issue|factor|"
+    r"main|most|best|only|first|second|same|reason|way|number|lot|case|kind of|sum|average|ideal|widely|well|new|novel|"
+    r"large|small|"
+    r"high|low|strong|very|more|less|clear|direct|indication|sign|part of|rather|vital|essential|candidate|problem|"
+    r"issue|factor|"
     r"measure of the|few|little|bit|excellent|fundamental|major|higher|lower|so|not|also|thus|still)\b",
     re.IGNORECASE,
 )

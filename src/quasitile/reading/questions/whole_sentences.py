@@ -19,9 +19,19 @@ MAX_FRAGMENT_CHARACTERS = 300
 _TERM = re.compile(r"(?<![\w^/-])[A-Za-z][A-Za-z-]{5,}[a-z](?![\w^/-])")
 _ACRONYM = re.compile(r"(?<![\w^/-])[A-Z]{2,6}s?(?![\w^/-])")
 # Words too common in scientific prose to be worth a blank.
-COMMON = frozenset(
-    ["however", "therefore", "because", "although", "between", "through", "without", "within", "during", "before", "further", "another", "several", "various", "different", "respectively", "following", "according", "observed", "obtained", "measured", "performed", "prepared", "showed", "results", "result", "increase", "increased", "decrease", "decreased", "significant", "significantly", "important", "possible", "similar", "example", "present", "previous", "process", "method", "methods", "sample", "samples", "material", "materials", "property", "properties", "temperature", "structure", "system", "number", "content", "effect", "effects", "should", "would", "could", "which", "their", "these", "those", "there", "about", "above", "below", "where", "while", "whereas", "usually", "mainly", "order", "value", "values", "compared", "figure", "section", "reported", "studies", "research", "authors", "addition", "general", "generally", "typically", "contains", "provide", "provides", "become", "becomes", "using", "called", "considered", "described", "discussed", "shown", "including", "depending", "related", "based", "mostly", "almost", "already", "always", "problem", "simple"]
-)
+COMMON = frozenset([
+    "however", "therefore", "because", "although", "between", "through", "without", "within", "during", "before", "further",
+    "another", "several", "various", "different", "respectively", "following", "according", "observed", "obtained",
+    "measured", "performed", "prepared", "showed", "results", "result", "increase", "increased", "decrease", "decreased",
+    "significant", "significantly", "important", "possible", "similar", "example", "present", "previous", "process",
+    "method", "methods", "sample", "samples", "material", "materials", "property", "properties", "temperature", "structure",
+    "system", "number", "content", "effect", "effects", "should", "would", "could", "which", "their", "these", "those",
+    "there", "about", "above", "below", "where", "while", "whereas", "usually", "mainly", "order", "value", "values",
+    "compared", "figure", "section", "reported", "studies", "research", "authors", "addition", "general", "generally",
+    "typically", "contains", "provide", "provides", "become", "becomes", "using", "called", "considered", "described",
+    "discussed", "shown", "including", "depending", "related", "based", "mostly", "almost", "already", "always", "problem",
+    "simple",
+])  # fmt: skip
 
 
 def cloze(passage: Passage) -> list[Candidate]:
