@@ -22,7 +22,8 @@ _ATMOSPHERE = re.compile(
 _OTHER_CLAUSE = re.compile(r"[;:]|, (?:and|then)|\b(?:after|before|until|followed|which|while|with|using|by)\b")
 # Kind of quantity: what stands before it where it is a condition of a step.
 CONDITIONS = {
-    "temperature": r"\b(?P<how>at|to|up to)\s(?:a temperature of\s|temperatures of\s)?(?:about\s|approximately\s|around\s|~\s?)?$",
+    "temperature": r"\b(?P<how>at|to|up to)\s(?:a temperature of\s|temperatures of\s)?"
+    r"(?:about\s|approximately\s|around\s|~\s?)?$",
     "time": r"\b(?P<how>for)\s(?:a duration of\s)?(?:about\s|approximately\s|around\s|another\s|~\s?)?$",
     "pressure": r"\b(?P<how>at|under|to)\s(?:an?\s(?:\w+\s)?pressure of\s)?(?:about\s|approximately\s|~\s?)?$",
 }

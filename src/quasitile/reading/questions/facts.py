@@ -23,8 +23,8 @@ _OF = re.compile(
     re.IGNORECASE,
 )
 _HAS = re.compile(
-    r"^(?P<material>[^,;]{2,70}?) (?P<verb>has|have|had|exhibits?|exhibited|shows?|showed|possess(?:es|ed)?|delivers?|delivered|"
-    r"displays?|displayed|reache?s?d?|achieves?d?|yields?|yielded|provides?|provided) (?:an?|the) "
+    r"^(?P<material>[^,;]{2,70}?) (?P<verb>has|have|had|exhibits?|exhibited|shows?|showed|possess(?:es|ed)?|delivers?|"
+    r"delivered|displays?|displayed|reache?s?d?|achieves?d?|yields?|yielded|provides?|provided) (?:an?|the) "
     rf"(?P<property>(?:[a-z-]+\s){{0,2}}?\b(?:{_PROPERTY})) of {_ABOUT}",
     re.IGNORECASE,
 )
