@@ -8,8 +8,9 @@ from quasitile.errors import InputError
 from quasitile.evaluate import EvaluateSettings, evaluate
 
 SMALL = EvaluateSettings(
-    length=64, general_tokens=200, domain_tokens=150, divergence_tokens=100, num_questions=3, max_new_tokens=4, num_choices=5,
-    train_sentences=10, test_sentences=5, num_properties=2, prefill_tokens=20, decode_tokens=2, example_tokens=3,
+    length=64, general_tokens=200, domain_tokens=150, divergence_tokens=100, num_questions=3, num_open_questions=2,
+    max_new_tokens=4, num_choices=5, train_sentences=10, test_sentences=5, num_properties=2, prefill_tokens=20,
+    decode_tokens=2, example_tokens=3,
 )  # fmt: skip
 
 
@@ -96,7 +97,7 @@ def test_the_folder_is_as_documented(folders, data, tmp_path):
     assert summary["models"]["adapted"]["general"]["num_tokens"] == 200
 
     answers = [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()]
-    assert len(answers) == 2 * 2 * 9  # models, books, three questions of each split
+    assert len(answers) == 2 * (3 * 3 + 3 * 2)  # models, splits, and questions with and without the text
     keys = {"model", "book", "split", "id", "question", "answer", "accepted", "given", "exact_match", "token_f1", "evidence"}
     assert all(keys <= set(row) for row in answers)
     by_model = [[row["id"] for row in answers if row["model"] == name] for name in ("original", "adapted")]

@@ -214,3 +214,18 @@ def test_a_billion_laughs_are_refused(tmp_path):
     xml = f"<!DOCTYPE article [{''.join(lines)}]><article><body><p>A &a11; b.</p></body></article>"
     with pytest.raises(InputError, match="amplification"):
         read_one(tmp_path, "a.xml", xml)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.tex", "\\textsuperscript{" * 3000 + "a" + "}" * 3000),
+        ("a.tex", "$" * 3001 + "text"),
+        ("a.tex", "{" * 5000 + "text"),
+        ("a.md", "[" * 1500 + "text"),
+        ("a.md", "$a " * 1500 + "text"),
+        ("a.txt", "1 A\n\n" * 2000 + "text"),
+    ],
+)
+def test_traps_end_soon(tmp_path, name, content):
+    assert read_one(tmp_path, name, content).sections[-1].text

@@ -24,6 +24,7 @@ from quasitile.reading.quantities import find_quantities
         ("10^-6 S cm^-1", "10^-6 S cm^-1", "conductance*"),
         ("3.2 × 10^-4 S/cm", "3.2 × 10^-4 S/cm", "conductance*"),
         ("5 mol% of", "5 mol%", "share"),
+        ("9.74 × 10-4 S cm-1 at", "9.74 × 10^-4 S cm^-1", "conductance*"),
         ("3 wt.% of", "3 wt.%", "share"),
         ("a gap of 1.55 eV", "1.55 eV", "energy"),
         ("for 2 h at", "2 h", "time"),

@@ -22,6 +22,7 @@ from quasitile.reading.sentences import split_sentences
         ("IV. Discussion", "discussion"),
         ("5 Conclusions and outlook", "conclusion"),
         ("Crystal chemistry", ""),
+        ("1.3.Methods of old", "methods"),
     ],
 )
 def test_titles_name_types(title, expected):

@@ -25,7 +25,7 @@ from quasitile.errors import InputError
 from quasitile.evaluate.answers import answer_report, ask
 from quasitile.folders import read_json, stage_folder, write_jsonl
 from quasitile.progress import say, track
-from quasitile.runtime import is_compressed, load_model, save_model, tiled_matrices
+from quasitile.runtime import is_compressed, load_model, load_trainable, save_model, tiled_matrices
 from quasitile.runtime.linear import RankBlock
 
 
@@ -142,7 +142,7 @@ def adapt(
 
 def open_reader(model: str | Path, teacher: str | Path | None, text: str | Path, settings: AdaptSettings) -> Reader:
     """Load the models and the general text."""
-    student, tokenizer = load_model(model)
+    student, tokenizer = load_trainable(model)
     original = load_model(teacher)[0] if teacher is not None else None
     windows = token_windows(tokenizer, read_texts(text), settings.replay_tokens, 10**9, settings.seed)
     if len(windows) <= settings.gate_windows:

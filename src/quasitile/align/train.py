@@ -17,7 +17,7 @@ from quasitile.compress.text import read_texts, token_windows
 from quasitile.errors import InputError
 from quasitile.folders import read_json, stage_folder
 from quasitile.progress import say, track
-from quasitile.runtime import is_compressed, load_model, save_model, tiled_matrices
+from quasitile.runtime import is_compressed, load_model, load_trainable, save_model, tiled_matrices
 from quasitile.settings import Settings
 
 
@@ -60,7 +60,7 @@ def align(
     if not is_compressed(model):
         raise InputError(f"{model} is not compressed; make it with `quasitile compress`")
     original, _ = load_model(teacher)
-    student, tokenizer = load_model(model)
+    student, tokenizer = load_trainable(model)
     if original.config.vocab_size != student.config.vocab_size:
         raise InputError(
             f"{teacher} has {original.config.vocab_size} tokens and {model} {student.config.vocab_size}; give the original of this model"
@@ -89,7 +89,7 @@ def align(
         student.eval()
         factor = pack_within(student, limit)
         after = held_out_nats(student, held_out) - teacher_nats
-        save_model(student, tokenizer, stage.path)
+        save_model(student, tokenizer, stage.path, trainable=True)
         source = Path(model) / "summary.json"
         sizes = read_json(source) if source.is_file() else {}
         stage.summary |= {key: sizes[key] for key in ("original_bytes", "stored_parameters", "num_parameters") if key in sizes}
@@ -125,7 +125,7 @@ def make_trainable(student: nn.Module, settings: AlignSettings) -> torch.optim.O
     groups = [{"params": parameters, "lr": rate} for parameters, rate in rates if parameters and rate]
     for group in groups:
         group["peak"] = group["lr"]
-    return torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0, foreach=True)
+    return torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.0, foreach=True)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, fraction: float) -> None:

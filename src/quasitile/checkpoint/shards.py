@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from quasitile.errors import InputError
 from quasitile.folders import read_json, write_json
 
 INDEX = "model.safetensors.index.json"
+REMAINDERS = "remainders.safetensors"
 SHARD_BYTES = 5_000_000_000
 DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 
@@ -58,6 +59,26 @@ def _save(tensors: dict[str, Tensor], file: Path) -> None:
         if "os error 28" in str(error):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file)) from error
         raise
+
+
+def write_remainders(remainders: dict[str, Tensor], folder: Path) -> None:
+    """Write what rounding took away, for later training; it is no part of the model and may be deleted."""
+    _save(remainders, folder / REMAINDERS)
+
+
+def read_remainders(folder: str | Path) -> dict[str, Tensor]:
+    """What `write_remainders` wrote, or nothing.
+
+    Raises:
+        InputError: The file is damaged.
+    """
+    path = Path(folder) / REMAINDERS
+    if not path.is_file():
+        return {}
+    try:
+        return load_file(path)
+    except (SafetensorError, ValueError) as error:
+        raise InputError(f"{path} is damaged ({error}); delete it, training then starts without it") from error
 
 
 def checksum(file: Path) -> str:

@@ -62,16 +62,31 @@ class Block:
             what is stored.
         right: (Q, R) spectral coefficients of V, likewise.
         scale: (R,) the product of both steps, a value a component.
+        remainders: What rounding took away, `((P + Q) R,)` in steps between -0.5 and 0.5, in the
+            order of the symbols (`symbols`). Not part of the model: training starts from it.
     """
 
     left: Tensor
     right: Tensor
     scale: Tensor
+    remainders: Tensor | None = None
 
     @property
     def rank(self) -> int:
         """R."""
         return self.left.shape[1]
+
+
+def symbols(left: Tensor, right: Tensor) -> Tensor:
+    """All coefficients of a block in one row: left components one after another, then right ones."""
+    return torch.cat([left.T.flatten(), right.T.flatten()])
+
+
+def from_symbols(row: Tensor, num_rows: int, num_columns: int) -> tuple[Tensor, Tensor]:
+    """Left (P, R) and right (Q, R) from one row of `symbols`."""
+    rank = len(row) // (num_rows + num_columns)
+    left, right = row[: num_rows * rank].view(rank, num_rows).T, row[num_rows * rank :].view(rank, num_columns).T
+    return left.contiguous(), right.contiguous()
 
 
 @dataclass

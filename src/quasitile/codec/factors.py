@@ -15,7 +15,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from quasitile.codec.block import Block, CodedMatrix, Tile, Tiling
+from quasitile.codec.block import Block, CodedMatrix, Tile, Tiling, symbols
 from quasitile.codec.spectrum import basis, round_with_dead_zone
 
 BITS_OF_COMPONENT = 32  # its scale and two spreads
@@ -152,12 +152,15 @@ def encode_tile(target: Tensor, whitener: Tensor, step: float, transform: str, t
     right_step = step / (singular_values[:rank] * math.sqrt(mean_moment))
     right_basis = basis(transform, num_columns, torch.float64)
     left_basis = basis(transform, num_rows, torch.float64)
-    right_codes = round_with_dead_zone(right_basis @ right[:, :rank] / right_step, threshold).clamp(-MAX_CODE, MAX_CODE)
+    right_exact = right_basis @ right[:, :rank] / right_step
+    right_codes = round_with_dead_zone(right_exact, threshold).clamp(-MAX_CODE, MAX_CODE)
     scale = (step * right_step).to(torch.bfloat16).double()
     stored_right = right_basis.T @ right_codes  # in units of its step
     left_in_steps = solve_left(target @ whitener, whitener.T @ stored_right) / scale
-    left_codes = round_with_dead_zone(left_basis @ left_in_steps, threshold).clamp(-MAX_CODE, MAX_CODE)
-    return Block(left_codes.float(), right_codes.float(), scale.float())
+    left_exact = left_basis @ left_in_steps
+    left_codes = round_with_dead_zone(left_exact, threshold).clamp(-MAX_CODE, MAX_CODE)
+    remainders = symbols(left_exact - left_codes, right_exact - right_codes).float().clamp(-0.499, 0.499)
+    return Block(left_codes.float(), right_codes.float(), scale.float(), remainders)
 
 
 def solve_left(target: Tensor, right: Tensor) -> Tensor:

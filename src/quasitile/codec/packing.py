@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from quasitile.codec.block import Block, CodedMatrix, Tile, Tiling
+from quasitile.codec.block import Block, CodedMatrix, Tile, Tiling, from_symbols, symbols
 from quasitile.codec.factors import MAX_CODE, rounded_normal_bits, spread_before_rounding
 from quasitile.codec.spectrum import TRANSFORMS
 
@@ -72,12 +72,12 @@ def pack(coded: CodedMatrix) -> Tensor:
         if block.rank == 0:
             streams.append(np.zeros(0, dtype=np.uint32))
             continue
-        symbols = torch.cat([block.left.T.flatten(), block.right.T.flatten()])
-        if not torch.equal(symbols, symbols.round()) or float(symbols.abs().max()) > MAX_CODE:
+        row = symbols(block.left, block.right)
+        if not torch.equal(row, row.round()) or float(row.abs().max()) > MAX_CODE:
             raise ValueError(f"codes must be whole numbers of at most {MAX_CODE}; round the block before packing")
         spread = torch.stack([spread_codes(block.left), spread_codes(block.right)]).numpy()
         coder = constriction.stream.stack.AnsCoder()
-        coder.encode_reverse(symbols.to(torch.int32).numpy(), family, *_models(len(block.left), len(block.right), spread))
+        coder.encode_reverse(row.to(torch.int32).numpy(), family, *_models(len(block.left), len(block.right), spread))
         streams.append(coder.get_compressed())
         spreads.append(spread)
     num_components = sum(block.rank for block in coded.blocks)
@@ -138,12 +138,11 @@ def unpack(payload: Tensor) -> CodedMatrix:
         words = reader.take(length, "<u4").astype(np.uint32)
         if rank:
             part = spreads[:, first : first + rank]
-            symbols = constriction.stream.stack.AnsCoder(words).decode(family, *_models(rows, columns, part))
-            codes = torch.from_numpy(symbols).float()
-            left, right = codes[: rows * rank].view(rank, rows).T, codes[rows * rank :].view(rank, columns).T
+            row = constriction.stream.stack.AnsCoder(words).decode(family, *_models(rows, columns, part))
+            left, right = from_symbols(torch.from_numpy(row).float(), rows, columns)
         else:
             left, right = torch.zeros(rows, 0), torch.zeros(columns, 0)
-        blocks.append(Block(left.contiguous(), right.contiguous(), scales[first : first + rank].clone()))
+        blocks.append(Block(left, right, scales[first : first + rank].clone()))
         first += rank
     if reader.place != len(reader.data):
         raise ValueError(f"{len(reader.data) - reader.place} bytes follow its end")

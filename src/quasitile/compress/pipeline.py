@@ -118,7 +118,7 @@ def compress(model: str | Path, out: str | Path, *, text: str | Path, settings: 
         assert limit is not None
         coded, step = allocate(jobs, coding, measure, limit, settings.workers or len(os.sched_getaffinity(0)))
         convert(dense, {name: result.matrix for name, result in coded.items()}, tied)
-        save_model(dense, tokenizer, stage.path)
+        save_model(dense, tokenizer, stage.path, trainable=True)
         stage.summary |= {
             "original_bytes": original_bytes,
             "target_bytes": target.num_bytes,

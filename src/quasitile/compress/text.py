@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from pydantic import Field
 from torch import Tensor
+from transformers import StaticCache
 
 from quasitile.errors import InputError
 from quasitile.folders import read_jsonl, stage_folder, write_jsonl
@@ -19,11 +20,11 @@ from quasitile.settings import Settings
 class SampleSettings(Settings):
     """How text is sampled from the model itself."""
 
-    num_texts: int = Field(384, ge=1)
-    num_tokens: int = Field(256, ge=8, description="a text")
+    num_texts: int = Field(512, ge=1)
+    num_tokens: int = Field(128, ge=8, description="a text")
     temperature: float = Field(1.0, gt=0)
     top_k: int = Field(0, ge=0, description="0 for no limit")
-    batch_size: int = Field(128, ge=1)
+    batch_size: int = Field(256, ge=1)
     seed: int = 0
 
 
@@ -39,7 +40,7 @@ def sample(model: str | Path, out: str | Path, settings: SampleSettings | None =
         The summary.
     """
     settings = settings or SampleSettings()
-    loaded, tokenizer = load_model(model)
+    loaded, tokenizer = load_model(model, torch.bfloat16)
     generator = torch.Generator().manual_seed(settings.seed)
     starts = range(0, settings.num_texts, settings.batch_size)
     texts: list[str] = []
@@ -61,15 +62,16 @@ def sample_tokens(model: Any, tokenizer: Any, count: int, settings: SampleSettin
     if start is None:
         raise InputError("the tokenizer has neither a begin nor an end token to start from; give a text file instead")
     tokens = torch.full((count, 1), int(start))
-    cache, drawn = None, [tokens]
+    cache, drawn = StaticCache(model.config, max_cache_len=settings.num_tokens), [tokens]
     for _ in range(settings.num_tokens):
         output = model(tokens, past_key_values=cache, use_cache=True)
-        cache = output.past_key_values
         logits = output.logits[:, -1].float() / settings.temperature
         if settings.top_k:
             floor = logits.topk(min(settings.top_k, logits.shape[-1])).values[:, -1:]
             logits = logits.masked_fill(logits < floor, float("-inf"))
-        tokens = torch.multinomial(logits.softmax(-1), 1, generator=generator)
+        cumulative = logits.softmax(-1).cumsum(-1)
+        place = torch.rand(count, 1, generator=generator) * cumulative[:, -1:]
+        tokens = torch.searchsorted(cumulative, place).clamp_max(logits.shape[-1] - 1)
         drawn.append(tokens)
     return torch.cat(drawn[1:], dim=1)
 

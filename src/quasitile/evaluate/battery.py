@@ -27,7 +27,8 @@ class Battery:
     general: list[str] = field(default_factory=list)
     domain: list[str] = field(default_factory=list)
     questions: list[dict[str, Any]] = field(default_factory=list)
-    contexts: list[str] = field(default_factory=list)
+    open_questions: list[dict[str, Any]] = field(default_factory=list)
+    contexts: list[str] = field(default_factory=list)  # one an open question
     choices: dict[str, list[Item]] = field(default_factory=dict)
     train_sentences: list[Sentence] = field(default_factory=list)
     test_sentences: list[Sentence] = field(default_factory=list)
@@ -109,8 +110,10 @@ def _add_reading(battery: Battery, reading: Path, settings: EvaluateSettings, wi
     texts = {(section["document"], section["section"]): section["text"] for section in sections}
     for split in SPLITS:
         asked = [record for record in questions if record["metadata"]["split"] == split]
-        battery.questions += sample(asked, settings.num_questions, settings.seed)
-    for record in battery.questions:
+        asked = sample(asked, settings.num_questions, settings.seed)
+        battery.questions += asked
+        battery.open_questions += sample(asked, settings.num_open_questions, settings.seed)
+    for record in battery.open_questions:
         place = record["metadata"]["document"], record["metadata"]["section"]
         if place not in texts:
             raise InputError(f"{reading / 'questions.jsonl'}: {record['metadata']['id']} has no section; run `read` again")

@@ -98,7 +98,7 @@ def choices_from_questions(records: Sequence[dict[str, Any]], seed: int = 0, poo
     """Items with four options from question records, the wrong ones being answers to other questions.
 
     Wrong options are of the same kind of question and of the same form: quantities with the same
-    unit if there are enough, then other quantities; words for words. What is accepted for a
+    unit if there are enough, then other quantities; words for about as many words. What is accepted for a
     question is never a wrong option. Questions without three such answers are left out, and so are
     true-or-false and summary questions.
 
@@ -126,12 +126,19 @@ def choices_from_questions(records: Sequence[dict[str, Any]], seed: int = 0, poo
 
 
 def draw_wrong(answer: str, others: Sequence[str], right: set[str], rng: random.Random) -> list[str]:
-    """Three wrong options of the answer's form, those with its unit first; none if there are not enough."""
+    """Three wrong options of the answer's form and most like it; none if there are not enough.
+
+    Quantities are alike in their unit, words in their number, so that length does not give the answer away.
+    """
     unit = unit_of(answer)
+
+    def distance(other: str) -> int:
+        return abs(len(other.split()) - len(answer.split())) if unit is None else int(unit_of(other) != unit)
+
     candidates = rng.sample(list(others), len(others))
     same_form = [other for other in candidates if (unit_of(other) is None) == (unit is None)]
     wrong: dict[str, str] = {}
-    for other in sorted(same_form, key=lambda other: unit_of(other) != unit):  # stable: the draw decides inside each group
+    for other in sorted(same_form, key=distance):  # stable: the draw decides among those equally alike
         if normalise(other) not in right:
             wrong.setdefault(normalise(other), other)
     return list(wrong.values())[: NUM_OPTIONS - 1] if len(wrong) >= NUM_OPTIONS - 1 else []

@@ -115,5 +115,5 @@ def greedy_tokens(
 def stop_tokens(model: Any, tokenizer: Any) -> set[int]:
     """Every token that ends a text: the tokenizer's and those of the model's generation settings."""
     configured = getattr(model.generation_config, "eos_token_id", None)
-    stops = set(configured) if isinstance(configured, list) else {configured}
-    return (stops | {tokenizer.eos_token_id}) - {None}
+    stops = configured if isinstance(configured, list) else [configured]
+    return {token for token in (*stops, tokenizer.eos_token_id) if token is not None}

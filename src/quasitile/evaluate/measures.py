@@ -109,11 +109,12 @@ def measure_answers(subject: Subject) -> dict[str, Any]:
     """Answers without the text and with it, by split. The rows are kept in the subject."""
     report: dict[str, Any] = {}
     battery, settings = subject.battery, subject.settings
-    for book, contexts in (("closed", [None] * len(battery.contexts)), ("open", battery.contexts)):
-        if not battery.questions:
-            break
+    closed = battery.questions, [None] * len(battery.questions)
+    for book, (records, contexts) in {"closed": closed, "open": (battery.open_questions, battery.contexts)}.items():
+        if not records:
+            continue
         rows, num_cut = ask(
-            subject.model, subject.tokenizer, battery.questions, contexts,
+            subject.model, subject.tokenizer, records, contexts,
             max_new_tokens=settings.max_new_tokens, batch_size=settings.answer_batch_size,
         )  # fmt: skip
         if num_cut:

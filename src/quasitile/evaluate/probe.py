@@ -106,7 +106,7 @@ def with_neighbours(words: Tensor) -> Tensor:
     return torch.cat([torch.cat([nothing, words[:-1]]), words, torch.cat([words[1:], nothing])], 1)
 
 
-def fit(batches: Iterable[tuple[list[Tensor], list[Sequence[str]]]], labels: Sequence[str], ridge: float) -> Probe:
+def fit(batches: Iterable[tuple[list[Tensor], Sequence[Sequence[str]]]], labels: Sequence[str], ridge: float) -> Probe:
     """Ridge regression from features with neighbours to one-hot labels, in one pass over batches.
 
     Sums of products are float32 inside a batch and float64 across batches, of features shifted and

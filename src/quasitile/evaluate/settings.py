@@ -20,17 +20,19 @@ class EvaluateSettings(Settings):
     """Windows in one forward pass."""
     general_tokens: PositiveInt = 4096
     """The most tokens of held-out general text."""
-    domain_tokens: PositiveInt = 4096
+    domain_tokens: PositiveInt = 2048
     """The most tokens of held-out text of the field."""
-    divergence_tokens: PositiveInt = 1024
+    divergence_tokens: PositiveInt = 512
     """The most tokens on which hidden states and logits are compared."""
-    num_questions: PositiveInt = 32
-    """The most questions of each split."""
+    num_questions: PositiveInt = 24
+    """The most questions of each split, asked without the text."""
+    num_open_questions: PositiveInt = 6
+    """The most of them that are asked again with their section before them, which costs a section each."""
     max_new_tokens: PositiveInt = 24
     """The longest answer, trace included."""
-    answer_batch_size: PositiveInt = 32
+    answer_batch_size: PositiveInt = 16
     """Questions, or options, in one batch."""
-    num_choices: PositiveInt = 48
+    num_choices: PositiveInt = 24
     """The most multiple-choice questions of each set."""
     per: Literal["characters", "tokens", "nothing"] = "characters"
     """What the log-probability of an option is divided by."""
@@ -38,9 +40,9 @@ class EvaluateSettings(Settings):
     """The most sentences that the entity probe learns from."""
     test_sentences: PositiveInt = 400
     """The most sentences that it is scored on."""
-    ridge: float = Field(0.01, gt=0)
+    ridge: float = Field(default=0.01, gt=0)
     """The probe's penalty, as a share of a feature's variance."""
-    num_properties: PositiveInt = 32
+    num_properties: PositiveInt = 24
     """The most property records."""
     prefill_tokens: PositiveInt = 256
     """The prompt on which reading speed is timed."""

@@ -70,7 +70,9 @@ def read_documents(papers: Path, kind: str = "", files: tuple[str, ...] = ()) ->
             if suffix in UNREAD_SUFFIXES:
                 raise InputError(f"{path} is {suffix}, which has no reader; {UNREAD_SUFFIXES[suffix]}")
             read = READERS[suffix](path)
-        except (InputError, OSError) as error:
+        except (InputError, OSError, RecursionError) as error:
+            if isinstance(error, RecursionError):
+                error = InputError(f"{path} is nested too deeply; simplify or remove it")
             reason = " ".join(str(error).split()).replace(str(path), relative)
             skipped.append({"path": relative, "reason": reason})
             say(f"  skipped {reason}")

@@ -16,7 +16,7 @@ CHARACTERS = {
 }  # fmt: skip
 _TABLE = str.maketrans({**CHARACTERS, **LIGATURES, **SUBSCRIPTS})
 _SUPERSCRIPT = re.compile(f"[{''.join(SUPERSCRIPTS)}]+")
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ue000-\uf8ff]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ue000-\uf8ff]")
 _PARAGRAPH = re.compile(r"\n\s*\n")
 _DIGIT_DASH = re.compile(r"(?<=\d)(\s?)[\u2013\u2014](\s?)(?=\d)")
 _MINUS = re.compile(r"(?<![\w)\]])\u2013(?=\d)")

@@ -98,11 +98,9 @@ class Asked:
     @staticmethod
     def _fact(candidate: Candidate, answer: str) -> str:
         """What a sentence is asked for: true and false asks for its one value, as a question on that value does."""
-        return (
-            comparable(candidate.conclusion.removeprefix("So the value is ").split(" and the statement")[0])
-            if (candidate.kind == "true_false")
-            else answer
-        )
+        if candidate.kind != "true_false":
+            return answer
+        return comparable(candidate.conclusion.removeprefix("So the value is ").partition(" and the statement")[0])
 
 
 def select(

@@ -51,7 +51,7 @@ _CELSIUS = r"\s?[°º˚]\s?C|\s?o\s?C|C"
 _QUANTITY = re.compile(
     rf"(?<![\w.^/])(?P<value>{RANGE})(?:(?P<celsius>{_CELSIUS})(?![\w°^/])|(?P<gap>[\s-]?)(?P<unit>{_UNIT})(?![\w°^%]))"
 )
-_REPEATED_UNIT = re.compile(rf"({NUMBER})\s?(°C|K|%|nm|μm|mm|h|min|eV|MPa|GPa|V)(\s?(?:-|–|to)\s?)(?={NUMBER}\s?\2)")
+_REPEATED_UNIT = re.compile(rf"(?<![\d.,])({NUMBER})\s?(°C|K|%|nm|μm|mm|h|min|eV|MPa|GPa|V)(\s?(?:-|–|to)\s?)(?={NUMBER}\s?\2)")
 _NAMED_NUMBERS = re.compile(
     r"(?:Figs?\.?|Figures?|Tables?|Sections?|Eqs?\.?|Equations?|Refs?\.?|Steps?|Chapters?|No\.|Samples?|Scheme|Type)\s?$",
     re.IGNORECASE,
@@ -107,6 +107,7 @@ def _merge_ranges(text: str) -> str:
 def _tidy_value(value: str) -> str:
     """Print a range with a bare hyphen and keep ` to ` out of it."""
     value = re.sub(rf"(?<=[\d)])(?:\s*(?:–|—|~)\s*|\s*-\s*(?=\d)|\s+to\s+)(?={NUMBER})", "-", value)
+    value = re.sub(r"(?<=10)\s?-(?=\d+$)", "^-", value) if "×" in value else value
     return re.sub(r"\s?([×±])\s?", r" \1 ", re.sub(r"\s+", " ", value)).strip()
 
 

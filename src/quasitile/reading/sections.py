@@ -20,7 +20,7 @@ _TITLES = {
     r"fabrication|characteri[sz]ation|measurements?\b|simulation details|computational|materials\b",
 }
 _TITLE_PATTERNS = {name: re.compile(pattern, re.IGNORECASE) for name, pattern in _TITLES.items()}
-_NUMBERING = re.compile(r"^(?:(?:\d+(?:\.\d+)*\.?|[IVX]+\.|[A-Z]\.|§)\s+)+(?=\S)")
+_NUMBERING = re.compile(r"^(?:(?:\d+(?:\.\d+)*(?:\.?\s+|\.(?=[A-Z]))|(?:[IVX]+\.|[A-Z]\.|§)\s+))+(?=\S)")
 
 
 def shape_sections(sections: list[Section], min_characters: int, max_characters: int) -> list[Section]:

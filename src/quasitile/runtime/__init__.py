@@ -1,7 +1,7 @@
 """The compressed layer, Transformers' quantiser for it, and loading."""
 
 from quasitile.runtime.linear import TiledEmbedding, TiledHead, TiledLinear, TiledMatrix, tiled_matrices
-from quasitile.runtime.load import is_compressed, load_model, load_tokenizer, save_model
+from quasitile.runtime.load import is_compressed, load_model, load_tokenizer, load_trainable, save_model
 from quasitile.runtime.plugin import QuasitileConfig, QuasitileQuantizer, convert
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "is_compressed",
     "load_model",
     "load_tokenizer",
+    "load_trainable",
     "save_model",
     "tiled_matrices",
 ]

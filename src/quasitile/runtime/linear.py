@@ -12,9 +12,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from quasitile.codec.block import Block, CodedMatrix, Tile, Tiling
+from quasitile.codec.block import Block, CodedMatrix, Tile, Tiling, from_symbols, symbols
 from quasitile.codec.factors import decode_matrix, decode_tile, scale_values
 from quasitile.codec.packing import pack, unpack
+
+REMAINDER_UNITS = 254  # in a rounding step
 
 
 class RankBlock(nn.Module):
@@ -69,6 +71,7 @@ class TiledMatrix(nn.Module):
         self.register_buffer("dense", torch.empty(0, dtype=dtype), persistent=False)
         self.blocks = nn.ModuleList()
         self._skeleton: CodedMatrix | None = None
+        self.remainders: Tensor | None = None  # int8, what rounding took away in 1/254 of a step; not part of the model
         self._cached: tuple[int, Tensor] | None = None  # of a trainable matrix, for use without gradients
 
     @classmethod
@@ -93,10 +96,11 @@ class TiledMatrix(nn.Module):
         if skeleton is None:
             return unpack(self.payload)
         root = coarser**0.5
-        blocks = [
-            Block((b.left.detach() / root).round(), (b.right.detach() / root).round(), b.scaled().detach() * coarser)
-            for b in self.rank_blocks()
-        ]
+        blocks = []
+        for block in self.rank_blocks():
+            left, right = block.left.detach() / root, block.right.detach() / root
+            remainders = symbols(left - left.round(), right - right.round())
+            blocks.append(Block(left.round(), right.round(), block.scaled().detach() * coarser, remainders))
         return CodedMatrix(skeleton.tiling, blocks, skeleton.transform, skeleton.row_scales, skeleton.column_scales)
 
     def rank_blocks(self) -> Iterator[RankBlock]:
@@ -108,17 +112,27 @@ class TiledMatrix(nn.Module):
     def make_trainable(self, generator: torch.Generator | None = None, jitter: float = 0.0) -> None:
         """From packed to trainable; the function of the layer does not change.
 
+        Coefficients start where they were before they were rounded, where that is known
+        (`remainders`): then those that training moves to another whole number are the ones that were
+        near it anyway. Otherwise they start a random distance beside their whole number; without
+        that, all of them would cross over at the same moment.
+
         Args:
-            generator: For the jitter.
-            jitter: Each coefficient starts up to so many steps (below 0.5) beside its whole number.
-                It rounds to the same, but the coefficients do not all cross over to the next whole
-                number at the same moment once they are trained.
+            generator: For the random distances.
+            jitter: The largest random distance in steps, below 0.5.
         """
         coded = unpack(self.payload)
-        if jitter:
-            for block in coded.blocks:
-                block.left += jitter * (2 * torch.rand(block.left.shape, generator=generator) - 1)
-                block.right += jitter * (2 * torch.rand(block.right.shape, generator=generator) - 1)
+        first = 0
+        for block in coded.blocks:
+            size = block.left.numel() + block.right.numel()
+            if self.remainders is None:
+                beside = jitter * (2 * torch.rand(size, generator=generator) - 1)
+            else:
+                beside = self.remainders[first : first + size].float() / REMAINDER_UNITS
+            left, right = from_symbols(beside, *block.left.shape[:1], *block.right.shape[:1])
+            block.left += left
+            block.right += right
+            first += size
         self.blocks = nn.ModuleList(
             RankBlock(block, tile, coded.transform) for block, tile in zip(coded.blocks, coded.tiling.tiles, strict=True)
         ).to(self.dense.device)
@@ -128,6 +142,8 @@ class TiledMatrix(nn.Module):
     def pack(self, coded: CodedMatrix | None = None) -> None:
         """To the packed state: store `coded`, or what has been trained."""
         coded = coded or self.coded()
+        known = [block.remainders for block in coded.blocks if block.remainders is not None]
+        self.remainders = (torch.cat(known) * REMAINDER_UNITS).round().to(torch.int8) if known else None
         self.payload = pack(coded).to(self.payload.device)
         self.blocks = nn.ModuleList()
         self._skeleton, self._cached = None, None

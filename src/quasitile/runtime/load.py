@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from quasitile.checkpoint.shards import weight_files, write_shards
+from quasitile.checkpoint.shards import read_remainders, weight_files, write_remainders, write_shards
 from quasitile.errors import InputError
-from quasitile.runtime.linear import TiledHead
+from quasitile.runtime.linear import TiledHead, tiled_matrices
 from quasitile.runtime.plugin import METHOD, describe
 
 
@@ -73,22 +73,42 @@ def is_compressed(model: str | Path) -> bool:
     return (entry.get("quant_method") if isinstance(entry, dict) else getattr(entry, "quant_method", None)) == METHOD
 
 
-def save_model(model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
+def load_trainable(model: str | Path) -> tuple[Any, Any]:
+    """Like `load_model`, with what rounding took away where the folder has it.
+
+    Raises:
+        InputError: The folder's remainders do not fit its model.
+    """
+    loaded, tokenizer = load_model(model)
+    remainders = read_remainders(model)
+    for name, matrix in tiled_matrices(loaded).items():
+        matrix.remainders = remainders.get(name)
+        size = sum(block.left.numel() + block.right.numel() for block in matrix.coded().blocks)
+        if matrix.remainders is not None and matrix.remainders.shape != (size,):
+            raise InputError(f"{model}: the remainders of {name} do not fit its blocks; delete remainders.safetensors")
+    return loaded, tokenizer
+
+
+def save_model(model: Any, tokenizer: Any, folder: Path, *, trainable: bool = False, dtype: torch.dtype = torch.bfloat16) -> None:
     """Write a compressed model as a Hugging Face folder. All its matrices must be packed.
 
     Args:
         model: As `quasitile.runtime.convert` made it or `load_model` loaded it.
         tokenizer: Written beside it.
         folder: Exists.
+        trainable: Also write what rounding took away, for later training.
         dtype: In which norms and biases are stored.
     """
-    tied = {name: source for name, source in tied_heads(model).items()}
+    tied = tied_heads(model)
     describe(model, tied)
     tensors = {
         name: tensor.detach().to(dtype) if tensor.is_floating_point() else tensor.detach()
         for name, tensor in model.state_dict().items()
     }
     write_shards(tensors, folder)
+    remainders = {name: matrix.remainders for name, matrix in tiled_matrices(model).items() if matrix.remainders is not None}
+    if trainable and remainders:
+        write_remainders(remainders, folder)
     config = model.config
     loaded_dtype, config.dtype = config.dtype, dtype
     config.save_pretrained(folder)

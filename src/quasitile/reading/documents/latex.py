@@ -179,8 +179,7 @@ def _named(name: str, source: str, position: int, document: Document) -> tuple[s
         _, position = read_group(source, position)
         return "", position
     if name in ("textsuperscript", "textsubscript"):
-        argument, position = read_group(source, position)
-        return ("^" if name == "textsuperscript" else "") + _commands(argument, document), position
+        return "^" if name == "textsuperscript" else "", position
     if name in _LETTER_ACCENTS and source[position : position + 1] in ("{", " "):
         letter, position = read_group(source, position)
         return unicodedata.normalize("NFC", letter + _LETTER_ACCENTS[name]), position

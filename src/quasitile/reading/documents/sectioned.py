@@ -33,8 +33,10 @@ def _document(row: Any, path: Path, number: int) -> Document:
     where = f"{path}:{number}"
     if not isinstance(row, dict) or not isinstance(row.get("sections"), list):
         raise InputError(f'{where} has no "sections" list; expected {{"doc_id", "title", "sections": [{{"title", "text"}}]}}')
-    name = str(row.get("doc_id") or f"{path.stem}-{number}")
-    document = Document(name, str(path), "jsonl", normalise(str(row.get("title") or name)), str(row.get("license") or ""))
+    name = normalise(str(row.get("doc_id") or f"{path.stem}-{number}"))
+    document = Document(
+        name, str(path), "jsonl", normalise(str(row.get("title") or name)), normalise(str(row.get("license") or ""))
+    )
     document.kind = str(row.get("kind") or "article")
     sections = []
     for section in row["sections"]:

@@ -31,7 +31,7 @@ def unit_to_text(unit: str) -> str:
     words: list[str] = []
     prefix, sign, before = "", "", ""
     for match in _TOKEN.finditer(unit):
-        name, argument, literal = match[1], match[2], match[3]
+        name, argument, literal = match[1] or "", match[2], match[3]
         if name == "per":
             sign = "-"
         elif name in _PREFIXES:
@@ -42,7 +42,7 @@ def unit_to_text(unit: str) -> str:
                 words[-1] = f"{words[-1].removesuffix('^-1')}^{'-' if words[-1].endswith('^-1') else ''}{power}"
         elif name in ("square", "cubic"):
             before = _POWERS[name]
-        elif name is not None or literal:
+        else:
             symbol = literal or prefix + (_UNITS.get(name) or _SHORT.get(name) or name)
             power = sign + (before or ("1" if sign else ""))
             words.append(f"{symbol}^{power}" if power else symbol)

@@ -7,14 +7,13 @@ import re
 from quasitile.reading.quantities import Quantity
 from quasitile.reading.questions.candidate import ARTICLE, Candidate, Passage
 from quasitile.reading.questions.lexicon import EPONYMS, PROPERTIES
-from quasitile.reading.questions.phrases import clip, inside_sentence, names_formula, noun_phrase, strip_lead
+from quasitile.reading.questions.phrases import clip, inside_sentence, names_formula, noun_phrase, strip_lead, without_article
 from quasitile.reading.sentences import Sentence
 
 _PROPERTY = "|".join(sorted(map(re.escape, PROPERTIES), key=len, reverse=True))
-_ABOUT = (
-    r"(?:about|around|approximately|ca\.|roughly|nearly|almost|close to|as high as|as low as|up to|only|~|≈|over|more than|"
-    r"above)?\s?$"
-)
+_VAGUE_PARTS = frozenset(("it", "this", "both", "only", "more", "less", "several", "many"))
+# "More than" and "up to" are left out: they bound a value and do not give it.
+_ABOUT = r"(?:about|around|approximately|ca\.|roughly|nearly|almost|close to|as high as|as low as|~|≈)?\s?$"
 _OF = re.compile(
     rf"(?P<property>(?:\b[a-z-]+\s)?\b(?:{_PROPERTY}))s? (?:of|for|in) (?P<material>[^,;]{{2,60}}?) "
     r"(?:is|was|are|were|reaches|reached|equals|amounts to|"
@@ -125,7 +124,8 @@ def composition(passage: Passage) -> list[Candidate]:
         if (
             not subject
             or len(parts) < 2
-            or parts.split()[0].lower() in ("it", "this", "both", "only", "more", "less", "several", "many")
+            or parts.split()[0].lower() in _VAGUE_PARTS
+            or without_article(parts).lower() in ("data", "sample", "samples", "material", "materials")
         ):
             continue
         subject = inside_sentence(subject, passage.text)

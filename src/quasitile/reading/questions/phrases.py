@@ -13,21 +13,19 @@ POINTERS = frozenset([
     "however", "thus", "therefore", "hence", "moreover", "furthermore", "besides", "also", "but", "and", "or", "so", "yet",
     "then", "finally", "first", "firstly", "second", "secondly", "third", "similarly", "likewise", "otherwise", "instead",
     "nevertheless", "additionally", "consequently", "accordingly", "meanwhile", "indeed", "interestingly", "notably",
-    "again", "afterwards", "subsequently", "former", "latter", "same", "no", "not", "none", "neither",
+    "again", "afterwards", "subsequently", "former", "latter", "same", "no", "not", "none", "neither", "rather",
 ])  # fmt: skip
 _LEADS = re.compile(
     r"^(?:(?:However|Moreover|Furthermore|Thus|Therefore|Hence|Finally|Then|Also|In addition|In general|Generally|"
-    r"Typically|First|"
-    r"Firstly|Second|Secondly|Next|Subsequently|Afterwards|Additionally|Consequently|As a result|In contrast|Similarly|"
-    r"Interestingly|"
-    r"Recently|Usually|Overall|For example|For instance|On the other hand|Meanwhile|Nevertheless|Besides|In particular|Indeed|"
-    r"Notably|In fact|Accordingly|In this case),\s*)+"
+    r"Typically|First|Firstly|Second|Secondly|Next|Subsequently|Afterwards|Additionally|Consequently|As a result|In contrast|"
+    r"Similarly|Interestingly|Recently|Usually|Overall|For example|For instance|On the other hand|Meanwhile|Nevertheless|"
+    r"Besides|In particular|Indeed|Notably|In fact|Accordingly|In this case),\s*)+"
 )
 _BAD_INSIDE = re.compile(
     r"\b(?:which|that|this|these|those|it|its|they|their|we|our|is|are|was|were|be|been|has|have|had|can|could|may|might|will|would|"
     r"should|shows?|showed|if|because|although|while|when|where|whereas|since|figs?|figures?|tables?|eqs?|equations?|refs?|respectively|"
     r"above|below|aforementioned|following|former|latter|same|such|due|but|then|thus|also|not|therefore|often|usually|only|generally|"
-    r"typically|normally|mainly|still|already|mostly|hence|however|so|even)\b|[;:=<>\"\[\]@|]",
+    r"typically|normally|mainly|still|already|mostly|hence|however|so|even|there|here|herein)\b|[;:=<>\"\[\]@|]",
     re.IGNORECASE,
 )
 _DETERMINERS = frozenset(["the", "a", "an", "all", "both", "each"])
@@ -124,8 +122,7 @@ def understandable(sentence: Sentence, max_words: int = 40, min_words: int = 8) 
 _CLAUSE_END = re.compile(
     r"[;:]|\.(?=\s|$)|,? (?:while|whereas|although|but|because|since|so that|resulting|leading|indicating|suggesting|as shown|"
     r"respectively|thereby|thus)\b|, (?:which|and (?:the|this|it|its|is|was|are|were|can)|the|this|it|as|is|was|are|"
-    r"were|with|where|"
-    r"when|making|in|not|however|far|much)\b|\s?\[|\s\((?:Figs?|Figures?|Tables?|see|Eqs?)\b"
+    r"were|with|where|when|making|in|not|however|far|much)\b|\s?\[|\s\((?:Figs?|Figures?|Tables?|see|Eqs?)\b"
 )
 
 

@@ -4,41 +4,40 @@ from __future__ import annotations
 
 import re
 
+from quasitile.reading.formulae import find_formulae
 from quasitile.reading.questions.candidate import ARTICLE, Candidate, Passage
 from quasitile.reading.questions.phrases import clip, inside_sentence, is_plural, noun_phrase, strip_lead
+from quasitile.reading.sentences import Sentence
 
 _ADJECTIVES = (
-    r"higher|lower|larger|smaller|greater|stronger|weaker|longer|shorter|faster|slower|thicker|thinner|denser|harder|softer|heavier|"
-    r"lighter|wider|narrower|finer|coarser|better|worse|cheaper|more (?:stable|conductive|active|ductile|brittle|porous|"
-    r"reactive)"
+    r"higher|lower|larger|smaller|greater|stronger|weaker|longer|shorter|faster|slower|thicker|thinner|denser|harder|softer|"
+    r"heavier|lighter|wider|narrower|finer|coarser|better|worse|cheaper|"
+    r"more (?:stable|conductive|active|ductile|brittle|porous|reactive)"
 )
-_END = r"(?=[.,;]|\s(?:because|due|since|as|at|under|after|in|by|and|when|for|with)\b)"
+_END = r"(?=[.,;]|\s(?:because|due|since|as|at|under|after|in|by|and|when|for|with|over)\b)"
+_SECOND = rf"(?P<second>[^,;.]{{2,60}}?){_END}"
 _THAN = re.compile(
-    rf"^(?P<first>[^,;]{{3,60}}?) (?P<be>is|are|was|were) (?:\w+ly |much |even |slightly |also "
-    rf")?(?P<adjective>{_ADJECTIVES}) than "
-    rf"(?P<of>that of |those of )?(?P<second>[^,;.]{{2,60}}?){_END}"
+    r"^(?P<first>[^,;]{3,60}?) (?P<be>is|are|was|were) (?:\w+ly |much |even |slightly |also )?"
+    rf"(?P<adjective>{_ADJECTIVES}) than (?P<of>that of |those of )?{_SECOND}"
 )
 _HAS_MORE = re.compile(
-    rf"^(?P<first>[^,;]{{2,60}}?) (?P<verb>has|have|had|shows?|showed|exhibits?|exhibited|possess(?:es)?|displays?|"
-    rf"delivers?|delivered) (?:an? )?"
-    rf"(?:\w+ly |much )?(?P<adjective>{_ADJECTIVES}) (?P<property>[a-z][a-z -]{{3,40}}?) than (?:that of |those of "
-    rf")?(?P<second>[^,;.]{{2,60}}?){_END}"
+    r"^(?P<first>[^,;]{2,60}?) (?:has|have|had|shows?|showed|exhibits?|exhibited|possess(?:es)?|displays?|delivers?|delivered) "
+    rf"(?:an? )?(?:\w+ly |much )?(?P<adjective>{_ADJECTIVES}) (?P<property>[a-z][a-z -]{{3,40}}?) than "
+    rf"(?:that of |those of )?{_SECOND}"
 )
+_NUMBER = re.compile(r"\d\s?(?:nm|°C|%|K|eV|V|h)?$")
 _CAUSE = re.compile(
-    r"^(?P<effect>[^,;]{5,90}?) (?P<be>is|are|was|were|can be|may be|could be) (?:\w+ly |also |partly "
-    r")?(?P<verb>attributed to|due to|"
-    r"caused by|ascribed to|explained by|because of|a result of|induced by|assigned to) (?P<cause>.+)$"
+    r"^(?P<effect>[^,;]{5,90}?) (?:is|are|was|were|can be|may be|could be) (?:\w+ly |also |partly )?"
+    r"(?P<verb>attributed to|due to|caused by|ascribed to|explained by|because of|a result of|induced by|assigned to) "
+    r"(?P<cause>.+)$"
 )
 _ARISES = re.compile(
-    r"^(?P<effect>[^,;]{5,90}?) (?P<verb>results? from|resulted from|arises? from|originates? from|stems? from|comes? "
-    r"from) (?P<cause>.+)$"
+    r"^(?P<effect>[^,;]{5,90}?) (?P<verb>results? from|resulted from|arises? from|originates? from|stems? from|comes? from) "
+    r"(?P<cause>.+)$"
 )
-
-
-_VAGUE = frozenset([
-    "this", "these", "it", "its", "their", "such", "both", "several", "two", "three", "many", "some", "various",
-    "different",
-])  # fmt: skip
+_VAGUE = frozenset(
+    ("this", "these", "it", "its", "their", "such", "both", "several", "two", "three", "many", "some", "various", "different")
+)
 
 
 def comparison(passage: Passage) -> list[Candidate]:
@@ -64,17 +63,14 @@ def comparison(passage: Passage) -> list[Candidate]:
         ):
             continue
         first, second = inside_sentence(first, passage.text), inside_sentence(second, passage.text)
-        if (
-            re.search(r"\d\s?(?:nm|°C|%|K|eV|V|h)\b", second)
-            or second in ("before", "expected")
-            or first.lower() == second.lower()
-        ):
+        number = _NUMBER.search(second) and not find_formulae(second)
+        if number or second in ("before", "expected") or first.lower() == second.lower():
             continue
         found.append(_comparison(first, second, match["adjective"], name, match.groupdict().get("be") or "is", sentence))
     return found
 
 
-def _comparison(first: str, second: str, adjective: str, name: str, be: str, sentence) -> Candidate:
+def _comparison(first: str, second: str, adjective: str, name: str, be: str, sentence: Sentence) -> Candidate:
     # The pair is given in alphabetical order, so that its order does not tell the answer.
     left, right = sorted((first, second), key=str.lower)
     if name:

@@ -6,32 +6,36 @@ import re
 
 from quasitile.reading.questions.candidate import Candidate, Passage
 from quasitile.reading.questions.phrases import clip, inside_sentence, is_plural, noun_phrase, strip_lead, without_article
+from quasitile.reading.sentences import Sentence
 
 _LONG_WORDS = 8  # a longer definition is asked the other way round, so that the answer stays short
 _IS = re.compile(
-    r"^(?P<article>(?:A|An|The)\s+)?(?P<term>[A-Za-z][\w'()-]*(?:\s[\w'()-]+){0,4}?)\s(?P<verb>is defined as|are "
-    r"defined as|is known as|"
-    r"are known as|refers to|refer to|is|are)\s(?P<meaning>.+)$"
+    r"^(?P<article>(?:A|An|The)\s+)?(?P<term>[A-Za-z][\w'()-]*(?:\s[\w'()-]+){0,4}?)\s"
+    r"(?P<verb>is defined as|are defined as|is known as|are known as|refers to|is|are)\s(?P<meaning>.+)$"
 )
 _KIND = re.compile(
-    r"^(?:an?|the)\s(?:\S+\s){1,5}?(?:that|which|of|in|with|for|to|used|made|whose|where|by|between|from|based|consisting|containing)\b"
+    r"^(?:an?|the)\s(?:\S+\s){1,5}?(?:that|which|of|in|with|for|to|used|made|whose|where|by|between|from|based|consisting|"
+    r"containing)\b"
 )
 _PLURAL_KIND = re.compile(
-    r"^(?:\S+\s){1,4}?(?:that|which|whose|made of|composed of|consisting of|formed by|used to|used for)\b"
+    r"^(?:[\w-]+\s){0,3}[\w-]+s\s(?:that|which|whose|made of|composed of|consisting of|formed by|used to|used for)\b"
 )
 _EVALUATION = re.compile(
-    r"^(?:an?|the)?\s?(?:\w+ly\s)?(?:promising|important|key|good|simple|common|popular|major|critical|potential|useful|powerful|"
-    r"significant|much|far|bigger|smaller|serious|crucial|possible|necessary|suitable|effective|attractive|great|viable|challenge|result|function|consequence|"
-    r"main|most|best|only|first|second|same|reason|way|number|lot|case|kind of|sum|average|ideal|widely|well|new|novel|"
-    r"large|small|"
-    r"high|low|strong|very|more|less|clear|direct|indication|sign|part of|rather|vital|essential|candidate|problem|"
-    r"issue|factor|"
-    r"measure of the|few|little|bit|excellent|fundamental|major|higher|lower|so|not|also|thus|still)\b",
+    r"^(?:an?|the)?\s?(?:\w+ly\s)?(?:promising|important|key|good|simple|common|popular|major|critical|"
+    r"potential|useful|powerful|"
+    r"significant|much|far|bigger|smaller|serious|crucial|possible|necessary|suitable|effective|attractive|great|viable|"
+    r"challenge|result|function|consequence|main|most|best|only|first|second|same|reason|way|number|lot|case|kind of|sum|"
+    r"average|ideal|widely|well|new|novel|large|small|high|low|strong|very|more|less|clear|direct|indication|sign|part of|"
+    r"rather|active|practical|inherent|vital|essential|candidate|problem|issue|factor|measure of the|few|"
+    r"little|bit|excellent|fundamental|higher|lower|"
+    r"so|not|also|thus|still|many|sometimes|often|always|among|some|several|all|both|two|three|usually|generally|other)\b",
     re.IGNORECASE,
 )
 _SPECIFIC = re.compile(
-    r"\b(?:reason|result|aim|purpose|goal|difference|advantage|disadvantage|sample|samples|problem|value|step|example|work|study|"
-    r"challenge|answer|idea|question|approach|objective|point|issue|way|conclusion|factor|focus|here|now|choice|consequence|drawback|"
+    r"\b(?:reason|result|aim|purpose|goal|difference|advantage|disadvantage|sample|samples|problem|value|step|"
+    r"example|work|study|"
+    r"challenge|answer|idea|question|approach|objective|point|issue|way|conclusion|factor|focus|here|now|"
+    r"choice|consequence|drawback|"
     r"obtained|observed|measured|present|figure|table|used|case|trend|task)\b",
     re.IGNORECASE,
 )
@@ -57,6 +61,8 @@ def definition(passage: Passage) -> list[Candidate]:
         ):
             continue
         plain = match["verb"] in ("is", "are")
+        if match["verb"] == "refers to" and not re.match(r"(?:an?|the)\s", meaning):
+            continue
         fits = _KIND if match["verb"] == "is" else _PLURAL_KIND
         if plain and (not fits.match(meaning) or _EVALUATION.match(meaning)):
             continue
@@ -67,7 +73,7 @@ def definition(passage: Passage) -> list[Candidate]:
     return found
 
 
-def _definition(term: str, article: str, meaning: str, plain: bool, sentence) -> Candidate:
+def _definition(term: str, article: str, meaning: str, plain: bool, sentence: Sentence) -> Candidate:
     be = "are" if is_plural(term) else "is"
     quality = 0.8 if plain else 0.9
     if len(meaning.split()) <= _LONG_WORDS:
