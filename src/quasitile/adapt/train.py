@@ -25,7 +25,7 @@ from quasitile.errors import InputError
 from quasitile.evaluate.answers import answer_report, ask
 from quasitile.folders import read_json, stage_folder, write_jsonl
 from quasitile.progress import say, track
-from quasitile.runtime import is_compressed, load_model, load_trainable, save_model, tiled_matrices
+from quasitile.runtime import held_weights, is_compressed, load_model, load_trainable, save_model, tiled_matrices
 from quasitile.runtime.linear import RankBlock
 
 
@@ -195,7 +195,7 @@ def teach(reader: Reader, lesson: Lesson, earlier: list[Record], chosen: list[Ra
     settings, sums, num_tokens = reader.settings, {"loss_nats": 0.0, "text_nats": 0.0, "replay_nats": 0.0}, 0
     for _ in range(settings.steps_per_section):
         records = draw(lesson.records, settings.num_questions, reader.rng) + draw(earlier, settings.num_revisited, reader.rng)
-        with half_precision():
+        with half_precision(), held_weights(reader.model):
             losses, counted = step_losses(reader, records, text_tokens(reader, lesson, settings.text_tokens))
         total = losses["loss_nats"] + settings.text_weight * losses["text_nats"] + settings.replay_weight * losses["replay_nats"]
         if not torch.isfinite(total):

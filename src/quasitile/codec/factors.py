@@ -102,7 +102,7 @@ def rounded_normal_bits(spread: Tensor) -> Tensor:
 
 
 def kept_rank(
-    singular_values: Tensor, right_norms: Tensor, shape: tuple[int, int], step: float, mean_moment: float
+    singular_values: Tensor, right_norms: Tensor, shape: tuple[int, int], step: float, mean_moment: float, price: float = 1.0
 ) -> tuple[int, float]:
     """How many components pay for their bytes at this step, and about how many bits they take.
 
@@ -115,19 +115,22 @@ def kept_rank(
         shape: (P, Q).
         step: The rounding step of the whole model.
         mean_moment: Mean diagonal of the tile's second moment.
+        price: More than 1 asks more of a component, so that fewer components are stored more finely.
     """
     num_rows, num_columns = shape
     left_spread = singular_values / (math.sqrt(num_rows) * step)
     right_spread = right_norms * singular_values * math.sqrt(mean_moment / num_columns) / step
     bits = num_rows * rounded_normal_bits(left_spread) + num_columns * rounded_normal_bits(right_spread) + BITS_OF_COMPONENT
-    price = step**2 * math.log(2) / 6
+    bit_price = price * step**2 * math.log(2) / 6
     rounding = (num_rows + num_columns) * step**2 / 12
-    pays = singular_values.double().square() > price * bits + rounding
+    pays = singular_values.double().square() > bit_price * bits + rounding
     rank = int(pays.long().cumprod(0).sum())
     return rank, float(bits[:rank].sum())
 
 
-def encode_tile(target: Tensor, whitener: Tensor, step: float, transform: str, threshold: float, max_rank: int | None) -> Block:
+def encode_tile(
+    target: Tensor, whitener: Tensor, step: float, transform: str, threshold: float, max_rank: int | None, price: float = 1.0
+) -> Block:
     """Factorise one tile, transform both factors, round and truncate them.
 
     V is rounded first; U is then solved again for the rounded V (least squares under the whitened
@@ -141,11 +144,12 @@ def encode_tile(target: Tensor, whitener: Tensor, step: float, transform: str, t
         transform: See `spectrum.TRANSFORMS`.
         threshold: Dead zone in steps.
         max_rank: At most so many components, or no limit.
+        price: See `kept_rank`.
     """
     num_rows, num_columns = target.shape
     left, singular_values, right = whitened_svd(target, whitener)
     mean_moment = float(whitener.square().sum()) / num_columns
-    rank, _ = kept_rank(singular_values, right.norm(dim=0), (num_rows, num_columns), step, mean_moment)
+    rank, _ = kept_rank(singular_values, right.norm(dim=0), (num_rows, num_columns), step, mean_moment, price)
     rank = min(rank, max_rank) if max_rank is not None else rank
     if rank == 0:
         return Block(torch.zeros(num_rows, 0), torch.zeros(num_columns, 0), torch.zeros(0))
@@ -186,6 +190,7 @@ def encode_matrix(
     transform: str = "dct",
     threshold: float = 0.5,
     max_rank: int | None = None,
+    price: float = 1.0,
     feedback: bool = True,
     damping: float = 0.01,
 ) -> tuple[CodedMatrix, float]:
@@ -205,6 +210,7 @@ def encode_matrix(
         transform: See `spectrum.TRANSFORMS`.
         threshold: Dead zone in steps.
         max_rank: A limit for every tile's rank.
+        price: See `kept_rank`.
         feedback: See above.
         damping: Share of the mean moment added to the diagonal.
 
@@ -227,7 +233,7 @@ def encode_matrix(
             if feedback and tile.column_stop < weight.shape[1]:
                 later = errors[:, tile.column_stop :] @ lower[tile.column_stop :, tile.columns]
                 target = target + torch.linalg.solve_triangular(inner, later, upper=False, left=False)
-            block = encode_tile(target, inner, step, transform, threshold, max_rank)
+            block = encode_tile(target, inner, step, transform, threshold, max_rank, price)
             decoded = decode_tile(block, transform).double()
             errors[:, tile.columns] = original - decoded
             damage += 0.5 * float(((target - decoded) @ inner).square().sum())

@@ -49,6 +49,7 @@ class Coding:
     transform: str
     threshold: float
     max_rank: int | None
+    price: float
     feedback: bool
 
 
@@ -90,6 +91,7 @@ def encode_all(jobs: list[Job], coding: Coding, step: float, workers: int) -> di
             coding.transform,
             coding.threshold,
             coding.max_rank,
+            coding.price,
             coding.feedback,
         )
         return Coded(matrix, pack(matrix), damage)
@@ -124,7 +126,7 @@ def allocate(
         raise InputError(f"the target of {target} cannot be met: with every block empty the model still takes {least}; raise --size")
     spectra = in_threads(tile_spectra, jobs, workers, "decompose tiles")
     estimate = [entry for entries in spectra for entry in entries]
-    step = solve(lambda x: least + estimated_bytes(estimate, x), target * (1 - TOLERANCE / 2))
+    step = solve(lambda x: least + estimated_bytes(estimate, x, coding.price), target * (1 - TOLERANCE / 2))
     best: tuple[dict[str, Coded], float] = (empty, math.inf)
     points: list[tuple[float, float]] = []
     for _ in range(passes):
@@ -167,9 +169,9 @@ def tile_spectra(job: Job) -> list[tuple[Tensor, Tensor, tuple[int, int], float]
     return entries
 
 
-def estimated_bytes(spectra: list[tuple[Tensor, Tensor, tuple[int, int], float]], step: float) -> float:
+def estimated_bytes(spectra: list[tuple[Tensor, Tensor, tuple[int, int], float]], step: float, price: float) -> float:
     """About the bytes that all tiles take at a step, from their spectra alone."""
-    return sum(kept_rank(values, norms, shape, step, moment)[1] for values, norms, shape, moment in spectra) / 8
+    return sum(kept_rank(values, norms, shape, step, moment, price)[1] for values, norms, shape, moment in spectra) / 8
 
 
 def solve(size_at: Callable[[float], float], target: float) -> float:

@@ -59,6 +59,7 @@ class CompressSettings(Settings):
     tiling: TilingSettings = TilingSettings()
     spectrum: SpectrumSettings = SpectrumSettings()
     max_rank: int | None = Field(None, ge=1)
+    rank_price: float = Field(1.0, gt=0, description="above 1: fewer components, stored more finely")
     feedback: bool = Field(True, description="let column bands make up for what later ones lost")
     calibration: CalibrationSettings = CalibrationSettings()
     workers: int = Field(0, ge=0, description="threads; 0 for one a core")
@@ -104,7 +105,7 @@ def compress(model: str | Path, out: str | Path, *, text: str | Path, settings: 
             )
             for name, layer in layers.items()
         ]
-        coding = Coding(settings.spectrum.transform, settings.spectrum.threshold, settings.max_rank, settings.feedback)
+        coding = Coding(settings.spectrum.transform, settings.spectrum.threshold, settings.max_rank, settings.rank_price, settings.feedback)
         rest = [p.numel() for n, p in dense.named_parameters() if n.removesuffix(".weight") not in layers]
 
         def num_bytes(coded: dict[str, Coded]) -> int:

@@ -1,6 +1,6 @@
 """The compressed layer, Transformers' quantiser for it, and loading."""
 
-from quasitile.runtime.linear import TiledEmbedding, TiledHead, TiledLinear, TiledMatrix, tiled_matrices
+from quasitile.runtime.linear import TiledEmbedding, TiledHead, TiledLinear, TiledMatrix, held_weights, tiled_matrices
 from quasitile.runtime.load import is_compressed, load_model, load_tokenizer, load_trainable, save_model
 from quasitile.runtime.plugin import QuasitileConfig, QuasitileQuantizer, convert
 
@@ -12,6 +12,7 @@ __all__ = [
     "TiledLinear",
     "TiledMatrix",
     "convert",
+    "held_weights",
     "is_compressed",
     "load_model",
     "load_tokenizer",

@@ -8,6 +8,7 @@ forward pass, rounding straight through, so that what is trained is what will be
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +73,7 @@ class TiledMatrix(nn.Module):
         self.blocks = nn.ModuleList()
         self._skeleton: CodedMatrix | None = None
         self.remainders: Tensor | None = None  # int8, what rounding took away in 1/254 of a step; not part of the model
+        self._held: Tensor | None = None
         self._cached: tuple[int, Tensor] | None = None  # of a trainable matrix, for use without gradients
 
     @classmethod
@@ -171,11 +173,15 @@ class TiledMatrix(nn.Module):
                 self.decode()
             return self.dense
         if torch.is_grad_enabled():
-            return self._assembled(self._skeleton.tiling)
+            return self._held if self._held is not None else self._assembled(self._skeleton.tiling)
         versions = sum(p._version for p in self.blocks.parameters())  # grows with every change in place
         if self._cached is None or self._cached[0] != versions:
             self._cached = versions, self._assembled(self._skeleton.tiling)
         return self._cached[1]
+
+    def hold(self, holding: bool) -> None:
+        """Compute the weight of a trainable matrix once for several forward passes, or stop doing so."""
+        self._held = self._assembled(self._skeleton.tiling) if holding and self._skeleton is not None else None
 
     def _assembled(self, tiling: Tiling) -> Tensor:
         return (assemble(tiling, list(self.rank_blocks())) / self._scales).to(self.dense.dtype)
@@ -255,3 +261,16 @@ class TiledHead(nn.Module):
 def tiled_matrices(model: nn.Module) -> dict[str, TiledMatrix]:
     """Every coded matrix of a model by its layer's name."""
     return {name.removesuffix(".matrix"): module for name, module in model.named_modules() if isinstance(module, TiledMatrix)}
+
+
+@contextmanager
+def held_weights(model: nn.Module) -> Iterator[None]:
+    """Compute every trainable weight once for all forward passes inside, which share one backward pass."""
+    matrices = tiled_matrices(model).values()
+    for matrix in matrices:
+        matrix.hold(True)
+    try:
+        yield
+    finally:
+        for matrix in matrices:
+            matrix.hold(False)
