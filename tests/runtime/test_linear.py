@@ -39,6 +39,16 @@ def test_making_it_trainable_changes_nothing(matrix):
     assert torch.equal(matrix.weight(), before)
 
 
+def test_it_starts_from_what_rounding_took_away(matrix, coded):
+    matrix.remainders = torch.full_like(matrix.remainders, 127)  # all but a whole half
+    before = matrix.weight().clone()
+    matrix.make_trainable()
+    assert torch.equal(matrix.coded().blocks[0].left, coded.blocks[0].left)
+    assert_close(matrix.weight(), before, **CLOSE)
+    block = next(block for block in matrix.rank_blocks() if block.left.numel())
+    assert (block.left - block.left.round()).min() > 0.49
+
+
 def test_what_is_trained_is_what_is_stored(matrix):
     matrix.make_trainable()
     optimizer = torch.optim.Adam(matrix.blocks.parameters(), lr=0.3)

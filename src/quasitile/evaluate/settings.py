@@ -26,7 +26,7 @@ class EvaluateSettings(Settings):
     """The most tokens on which hidden states and logits are compared."""
     num_questions: PositiveInt = 24
     """The most questions of each split, asked without the text."""
-    num_open_questions: PositiveInt = 6
+    num_open_questions: PositiveInt = 4
     """The most of them that are asked again with their section before them, which costs a section each."""
     max_new_tokens: PositiveInt = 24
     """The longest answer, trace included."""
@@ -42,7 +42,7 @@ class EvaluateSettings(Settings):
     """The most sentences that it is scored on."""
     ridge: float = Field(default=0.01, gt=0)
     """The probe's penalty, as a share of a feature's variance."""
-    num_properties: PositiveInt = 24
+    num_properties: PositiveInt = 16
     """The most property records."""
     prefill_tokens: PositiveInt = 256
     """The prompt on which reading speed is timed."""

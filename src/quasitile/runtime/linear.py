@@ -17,7 +17,7 @@ from quasitile.codec.block import Block, CodedMatrix, Tile, Tiling, from_symbols
 from quasitile.codec.factors import decode_matrix, decode_tile, scale_values
 from quasitile.codec.packing import pack, unpack
 
-REMAINDER_UNITS = 254  # in a rounding step
+REMAINDER_UNITS = 254  # in a rounding step; 126 of them are just below a half
 
 
 class RankBlock(nn.Module):
@@ -130,7 +130,7 @@ class TiledMatrix(nn.Module):
             if self.remainders is None:
                 beside = jitter * (2 * torch.rand(size, generator=generator) - 1)
             else:
-                beside = self.remainders[first : first + size].float() / REMAINDER_UNITS
+                beside = self.remainders[first : first + size].clamp(-126, 126).float() / REMAINDER_UNITS
             left, right = from_symbols(beside, *block.left.shape[:1], *block.right.shape[:1])
             block.left += left
             block.right += right
@@ -145,7 +145,7 @@ class TiledMatrix(nn.Module):
         """To the packed state: store `coded`, or what has been trained."""
         coded = coded or self.coded()
         known = [block.remainders for block in coded.blocks if block.remainders is not None]
-        self.remainders = (torch.cat(known) * REMAINDER_UNITS).round().to(torch.int8) if known else None
+        self.remainders = (torch.cat(known) * REMAINDER_UNITS).round().clamp(-126, 126).to(torch.int8) if known else None
         self.payload = pack(coded).to(self.payload.device)
         self.blocks = nn.ModuleList()
         self._skeleton, self._cached = None, None
@@ -184,7 +184,10 @@ class TiledMatrix(nn.Module):
         self._held = self._assembled(self._skeleton.tiling) if holding and self._skeleton is not None else None
 
     def _assembled(self, tiling: Tiling) -> Tensor:
-        return (assemble(tiling, list(self.rank_blocks())) / self._scales).to(self.dense.dtype)
+        # In full precision also under autocast: what is trained must be what is stored, and many
+        # small products are slower in half precision.
+        with torch.autocast(self.dense.device.type, enabled=False):
+            return (assemble(tiling, list(self.rank_blocks())) / self._scales).to(self.dense.dtype)
 
 
 def assemble(tiling: Tiling, blocks: list[RankBlock]) -> Tensor:
