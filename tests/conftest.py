@@ -18,10 +18,49 @@ TOLERANCE = {
     torch.float64: {"rtol": 1e-9, "atol": 1e-9},
     torch.float32: {"rtol": 1e-4, "atol": 1e-5},
 }
-WORDS = (
-    "the band gap of silicon is 1.1 eV and the film was annealed at 500 degrees in air for two hours because grain "
-    "growth lowers the resistance of each boundary while thin layers of oxide scatter heat and carry ions slowly"
-).split()
+WORDS = [
+    "the",
+    "band",
+    "gap",
+    "of",
+    "silicon",
+    "is",
+    "1.1",
+    "eV",
+    "and",
+    "the",
+    "film",
+    "was",
+    "annealed",
+    "at",
+    "500",
+    "degrees",
+    "in",
+    "air",
+    "for",
+    "two",
+    "hours",
+    "because",
+    "grain",
+    "growth",
+    "lowers",
+    "the",
+    "resistance",
+    "of",
+    "each",
+    "boundary",
+    "while",
+    "thin",
+    "layers",
+    "of",
+    "oxide",
+    "scatter",
+    "heat",
+    "and",
+    "carry",
+    "ions",
+    "slowly",
+]
 CHAT_TEMPLATE = (
     "{% set place = trace | default('none') %}{% for m in messages %}{{ '<|' + m.role + '|>' }}"
     "{% if m.role == 'assistant' and place == 'before' and m.reasoning_content %}"
@@ -47,7 +86,8 @@ def tokenizer():
     special = ["<|endoftext|>", "<|pad|>", "<|user|>", "<|assistant|>", "<|think|>", "<|/think|>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer.train_from_iterator(
-        sentences(200), trainers.BpeTrainer(vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+        sentences(200),
+        trainers.BpeTrainer(vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
     )
     from tokenizers import decoders
 

@@ -61,7 +61,9 @@ def test_an_unknown_key(quasitile, tmp_path):
 
 def test_a_size_that_cannot_be_met(quasitile, model_folder, text_file, tmp_path):
     command = ("compress", model_folder, tmp_path / "out", "--text", text_file, "--size", "1%")
-    refused(quasitile(*command, "--set", "tiling.short=16", "--set", "calibration.num_tokens=32"), "cannot be met", "raise --size")
+    refused(
+        quasitile(*command, "--set", "tiling.short=16", "--set", "calibration.num_tokens=32"), "cannot be met", "raise --size"
+    )
     assert not list(tmp_path.iterdir())
 
 

@@ -78,7 +78,10 @@ def test_a_run_leaves_what_is_documented(finished):
     assert summary["size"]["stored_bytes"] == stored_bytes(out / "adapted") <= summary["size"]["target_bytes"]
     assert set(summary["seconds"]) == set(summary["stages"])
     provenance = json.loads((out / "provenance.json").read_text())
-    assert provenance["versions"]["torch"] == torch.__version__.split("+")[0] or provenance["versions"]["torch"] == torch.__version__
+    assert (
+        provenance["versions"]["torch"] == torch.__version__.split("+")[0]
+        or provenance["versions"]["torch"] == torch.__version__
+    )
 
 
 def test_every_model_is_measured(finished):

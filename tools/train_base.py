@@ -98,7 +98,9 @@ def conversations(data: Path, rng: random.Random) -> list[str]:
     texts = []
     for row in read_jsonl(data / "qa" / "openstax_science_glossary.jsonl"):
         if row["split"] == "train":
-            texts.append(chat(rng.choice(["What is {}?", "Define {}.", "What does {} mean?"]).format(row["term"]), row["meaning"]))
+            texts.append(
+                chat(rng.choice(["What is {}?", "Define {}.", "What does {} mean?"]).format(row["term"]), row["meaning"])
+            )
             texts.append(chat(f"Which term means: {row['meaning']}?", row["term"]))
     for row in read_jsonl(data / "qa" / "openstax_science_qa.jsonl"):
         if row["split"] == "train":
@@ -107,7 +109,9 @@ def conversations(data: Path, rng: random.Random) -> list[str]:
         for item in row["questions"] if "questions" in row else row["qas"]:
             answer = item["answer"] if "answer" in item else item["answers"][0]["text"]
             place = rng.choices(["none", "before", "after"], [0.7, 0.15, 0.15])[0]
-            texts.append(chat(f"{row['context']}\n\n{item['question']}", answer, evidence_sentence(row["context"], answer), place))
+            texts.append(
+                chat(f"{row['context']}\n\n{item['question']}", answer, evidence_sentence(row["context"], answer), place)
+            )
     rng.shuffle(texts)
     return texts
 
@@ -283,7 +287,8 @@ def model_card(report: dict) -> str:
     )
     step = max(1, len(report["curve"]) // 12)
     curve = "\n".join(
-        f"| {row['tokens'] / 1e6:.2f} M | {row['loss_nats']:.3f} | {row['seconds'] / 60:.0f} |" for row in report["curve"][::step]
+        f"| {row['tokens'] / 1e6:.2f} M | {row['loss_nats']:.3f} | {row['seconds'] / 60:.0f} |"
+        for row in report["curve"][::step]
     )
     characters = report["scores"]["general/test"]["characters_per_token"]
     return f"""---
@@ -375,7 +380,9 @@ def main() -> None:
     for name, texts in {
         "general/test": [row["text"] for row in read_jsonl(args.data / "general" / "test.jsonl")],
         "general/valid": [row["text"] for row in read_jsonl(args.data / "general" / "valid.jsonl")],
-        "domain/test articles": [textbook_text(r) for r in read_jsonl(args.data / "domain" / "test.jsonl") if r["kind"] == "article"],
+        "domain/test articles": [
+            textbook_text(r) for r in read_jsonl(args.data / "domain" / "test.jsonl") if r["kind"] == "article"
+        ],
     }.items():
         scores[name] = score(model, encode(tokenizer, texts, end=True), sum(map(len, texts)), args.long_length, 102_400)
     report = {

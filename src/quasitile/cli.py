@@ -63,7 +63,9 @@ def inspect(
         (row["size"], human_bytes(row["stored_bytes"]), f"{row['bits_per_weight']:.2f}", f"{row['mean_rank']:.1f}")
         for row in plan["sizes"]
     ]
-    title = f"{plan['num_parameters']:,} parameters, {plan['num_matrices']} matrices, {human_bytes(plan['original_bytes'])} in bf16"
+    title = (
+        f"{plan['num_parameters']:,} parameters, {plan['num_matrices']} matrices, {human_bytes(plan['original_bytes'])} in bf16"
+    )
     screen.print(table(title, ("size", "stored", "bits a weight", "about mean rank"), rows))
 
 
@@ -87,7 +89,9 @@ def compress(
 
 
 @app.command()
-def align(model: str, out: Out, teacher: Annotated[str, typer.Option(help="The original model.")], text: Text, changes: Set = None) -> None:
+def align(
+    model: str, out: Out, teacher: Annotated[str, typer.Option(help="The original model.")], text: Text, changes: Set = None
+) -> None:
     """Train the blocks to reproduce the original's hidden states and predictions."""
     show(quasitile.align(model, out, teacher=teacher, text=text, settings=settings_of(quasitile.AlignSettings, changes)))
 
@@ -166,7 +170,7 @@ def short(value: float | str) -> str:
     return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
 
 
-class Stopped(Exception):  # noqa: N818
+class Stopped(Exception):
     """Ctrl-C."""
 
 

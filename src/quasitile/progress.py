@@ -39,7 +39,13 @@ def track(items: Iterable[Item], description: str, total: int | None = None) -> 
         yield from items
         say(f"  {description}: {time.monotonic() - started:.1f} s")
         return
-    columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("  {task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, transient=False) as progress:
         yield from progress.track(items, description=description, total=total)
 

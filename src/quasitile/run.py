@@ -135,9 +135,7 @@ def stage_calls(recipe: Recipe, out: Path, model: str, papers: str) -> dict[str,
         "compress": lambda: compress(model, place["compress"], text=text, settings=recipe.compress),
         "align": lambda: align(place["compress"], place["align"], teacher=model, text=text, settings=recipe.align),
         "read": lambda: read(papers, place["read"], recipe.read),
-        "adapt": lambda: adapt(
-            place["align"], place["read"], place["adapt"], teacher=model, text=text, settings=recipe.adapt
-        ),
+        "adapt": lambda: adapt(place["align"], place["read"], place["adapt"], teacher=model, text=text, settings=recipe.adapt),
         "evaluate": measure,
     }
     if data.text:
@@ -166,5 +164,7 @@ def summarise(recipe: Recipe, out: Path, stages: list[str], seconds: float) -> d
     ]
     write_jsonl(out / "metrics.jsonl", metrics)
     write_json(out / "summary.json", summary)
-    write_json(out / "provenance.json", provenance("run", recipe.seed, seconds, {"model": recipe.model, "papers": recipe.papers}))
+    write_json(
+        out / "provenance.json", provenance("run", recipe.seed, seconds, {"model": recipe.model, "papers": recipe.papers})
+    )
     return summary

@@ -45,7 +45,14 @@ def compressed(tmp_path_factory, model_folder, text_file):
 
 
 def settings(**changes):
-    base = {"steps_per_section": 3, "text_tokens": 48, "replay_windows": 2, "replay_tokens": 32, "gate_windows": 4, "max_new_tokens": 6}
+    base = {
+        "steps_per_section": 3,
+        "text_tokens": 48,
+        "replay_windows": 2,
+        "replay_tokens": 32,
+        "gate_windows": 4,
+        "max_new_tokens": 6,
+    }
     return AdaptSettings.model_validate({**base, **changes})
 
 
@@ -61,7 +68,9 @@ def test_questions_are_learned_within_the_same_bytes(compressed, reading, text_f
     assert sum(r["loss_nats"] for r in rows[-3:]) < 0.8 * sum(r["loss_nats"] for r in rows[:3])
     assert stored_bytes(tmp_path / "out") <= stored_bytes(compressed)
     answers = [json.loads(line) for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines()]
-    assert {"step", "round", "id", "question", "given", "trace", "answer", "exact_match", "token_f1", "evidence"} <= answers[0].keys()
+    assert {"step", "round", "id", "question", "given", "trace", "answer", "exact_match", "token_f1", "evidence"} <= answers[
+        0
+    ].keys()
     load_model(tmp_path / "out")
 
 

@@ -57,7 +57,9 @@ def test_gradients_are_right_in_float64():
     assert torch.autograd.gradcheck(kl, (student,))
     expected = torch.autograd.grad(kl(student), student)[0]
     single = student.detach().float().requires_grad_()
-    torch.testing.assert_close(torch.autograd.grad(hidden_kl(single, teacher.float()), single)[0].double(), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        torch.autograd.grad(hidden_kl(single, teacher.float()), single)[0].double(), expected, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_the_mean_is_over_layers_and_their_number_must_agree():

@@ -10,7 +10,11 @@ from quasitile.checkpoint import stored_bytes, verify_checksums, write_shards
 from quasitile.checkpoint.shards import INDEX, tensor_headers, weight_files
 from quasitile.errors import InputError
 
-TENSORS = {"a": torch.arange(6.0).view(2, 3), "b.payload": torch.arange(100, dtype=torch.uint8), "c": torch.ones(4, dtype=torch.bfloat16)}
+TENSORS = {
+    "a": torch.arange(6.0).view(2, 3),
+    "b.payload": torch.arange(100, dtype=torch.uint8),
+    "c": torch.ones(4, dtype=torch.bfloat16),
+}
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from tests.conftest import TOLERANCE
 from torch.testing import assert_close
 
 from quasitile.codec.factors import (
@@ -18,7 +19,6 @@ from quasitile.codec.factors import (
     whitened_svd,
 )
 from quasitile.codec.tiling import TILINGS
-from tests.conftest import TOLERANCE
 
 EXACT = TOLERANCE[torch.float64]
 
@@ -53,7 +53,12 @@ def test_truncating_the_whitened_svd_is_optimal():
 
 @pytest.mark.parametrize(
     "moment",
-    [torch.zeros(6, 6), torch.ones(6, 6), torch.diag(torch.tensor([1.0, 0, 0, 0, 0, 0])), -1e-6 * torch.eye(6) + torch.ones(6, 6)],
+    [
+        torch.zeros(6, 6),
+        torch.ones(6, 6),
+        torch.diag(torch.tensor([1.0, 0, 0, 0, 0, 0])),
+        -1e-6 * torch.eye(6) + torch.ones(6, 6),
+    ],
     ids=["zero", "rank one", "one input", "slightly indefinite"],
 )
 def test_singular_moments_never_fail(moment):

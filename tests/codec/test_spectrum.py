@@ -7,10 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.fft import dct
+from tests.conftest import TOLERANCE
 from torch.testing import assert_close
 
 from quasitile.codec.spectrum import TRANSFORMS, basis, energy_threshold, low_pass, round_with_dead_zone
-from tests.conftest import TOLERANCE
 
 EXACT = TOLERANCE[torch.float64]
 

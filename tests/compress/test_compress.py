@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from tests.conftest import TOLERANCE, tiny_llama
 from torch.testing import assert_close
 
 from quasitile import InputError, compress, inspect, load_model, sample
@@ -15,7 +16,6 @@ from quasitile.compress.refit import pack_within
 from quasitile.compress.size import parse_size
 from quasitile.compress.text import read_texts, sample_tokens
 from quasitile.runtime import tiled_matrices
-from tests.conftest import TOLERANCE, tiny_llama
 
 CLOSE = TOLERANCE[torch.float32]
 BASE = {"tiling": {"short": 16}, "calibration": {"num_windows": 6, "num_tokens": 32}, "workers": 1}
@@ -156,7 +156,13 @@ def test_untrained_blocks_are_packed_unchanged(model_folder, text_file, tmp_path
 
 @pytest.mark.parametrize(
     ("size", "num_bytes", "num_parameters"),
-    [("25%", 250, None), ("4GB", 4 * 10**9, None), ("2 GiB", 2**31, None), ("7B", None, 7 * 10**9), ("350m", None, 350 * 10**6)],
+    [
+        ("25%", 250, None),
+        ("4GB", 4 * 10**9, None),
+        ("2 GiB", 2**31, None),
+        ("7B", None, 7 * 10**9),
+        ("350m", None, 350 * 10**6),
+    ],
 )
 def test_sizes(size, num_bytes, num_parameters):
     target = parse_size(size, 1000)

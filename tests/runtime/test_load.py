@@ -35,7 +35,9 @@ def test_plain_transformers_loads_it(compressed):
 
 def test_it_generates_the_same_with_and_without_cache(compressed):
     model, _ = load_model(compressed)
-    outputs = [model.generate(TOKENS, max_new_tokens=8, do_sample=False, use_cache=cache, pad_token_id=1) for cache in (True, False)]
+    outputs = [
+        model.generate(TOKENS, max_new_tokens=8, do_sample=False, use_cache=cache, pad_token_id=1) for cache in (True, False)
+    ]
     assert torch.equal(*outputs)
 
 

@@ -197,9 +197,13 @@ def teach(reader: Reader, lesson: Lesson, earlier: list[Record], chosen: list[Ra
         records = draw(lesson.records, settings.num_questions, reader.rng) + draw(earlier, settings.num_revisited, reader.rng)
         with half_precision(), held_weights(reader.model):
             losses, counted = step_losses(reader, records, text_tokens(reader, lesson, settings.text_tokens))
-        total = losses["loss_nats"] + settings.text_weight * losses["text_nats"] + settings.replay_weight * losses["replay_nats"]
+        total = (
+            losses["loss_nats"] + settings.text_weight * losses["text_nats"] + settings.replay_weight * losses["replay_nats"]
+        )
         if not torch.isfinite(total):
-            raise InputError(f"the loss at {lesson.document}, section {lesson.section}, is {total.item()}; lower adapt.learning_rate")
+            raise InputError(
+                f"the loss at {lesson.document}, section {lesson.section}, is {total.item()}; lower adapt.learning_rate"
+            )
         reader.optimizer.zero_grad(set_to_none=True)
         total.backward()
         reader.optimizer.step()

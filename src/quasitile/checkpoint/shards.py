@@ -156,7 +156,12 @@ def tensor_headers(folder: str | Path) -> dict[str, dict[str, Any]]:
                     start, stop = entry["data_offsets"]
                     if stop > size - 8 - length:
                         raise InputError(f"{file} is truncated inside {name}; copy it again")
-                    tensors[name] = {"dtype": entry["dtype"], "shape": entry["shape"], "num_bytes": stop - start, "file": file.name}
+                    tensors[name] = {
+                        "dtype": entry["dtype"],
+                        "shape": entry["shape"],
+                        "num_bytes": stop - start,
+                        "file": file.name,
+                    }
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 if isinstance(error, InputError):
                     raise

@@ -228,7 +228,9 @@ def encode_matrix(
     for band in row_bands(tiling):
         errors = torch.zeros(band[0].shape[0], weight.shape[1], dtype=torch.float64)
         for tile in reversed(band):
-            inner = lower[tile.columns, tile.columns] if feedback else damped_cholesky(moment[tile.columns, tile.columns], damping)
+            inner = (
+                lower[tile.columns, tile.columns] if feedback else damped_cholesky(moment[tile.columns, tile.columns], damping)
+            )
             target = original = scaled[tile.rows, tile.columns]
             if feedback and tile.column_stop < weight.shape[1]:
                 later = errors[:, tile.column_stop :] @ lower[tile.column_stop :, tile.columns]

@@ -123,7 +123,9 @@ def allocate(
     empty = encode_all(jobs, coding, math.inf, workers)
     least = measure(empty)
     if least > target:
-        raise InputError(f"the target of {target} cannot be met: with every block empty the model still takes {least}; raise --size")
+        raise InputError(
+            f"the target of {target} cannot be met: with every block empty the model still takes {least}; raise --size"
+        )
     spectra = in_threads(tile_spectra, jobs, workers, "decompose tiles")
     estimate = [entry for entries in spectra for entry in entries]
     step = solve(lambda x: least + estimated_bytes(estimate, x, coding.price), target * (1 - TOLERANCE / 2))

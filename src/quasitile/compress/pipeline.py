@@ -11,8 +11,8 @@ from pydantic import Field
 from torch import nn
 
 from quasitile.checkpoint import stored_bytes
-from quasitile.codec.factors import decode_matrix
 from quasitile.codec.block import Block
+from quasitile.codec.factors import decode_matrix
 from quasitile.codec.packing import code_bits, unpack
 from quasitile.codec.spectrum import TRANSFORMS
 from quasitile.codec.tiling import TILINGS
@@ -66,7 +66,9 @@ class CompressSettings(Settings):
     seed: int = 0
 
 
-def compress(model: str | Path, out: str | Path, *, text: str | Path, settings: CompressSettings | None = None) -> dict[str, Any]:
+def compress(
+    model: str | Path, out: str | Path, *, text: str | Path, settings: CompressSettings | None = None
+) -> dict[str, Any]:
     """Compress a model to a given size (paper 3.1 and 3.2.1).
 
     Args:
@@ -105,7 +107,9 @@ def compress(model: str | Path, out: str | Path, *, text: str | Path, settings: 
             )
             for name, layer in layers.items()
         ]
-        coding = Coding(settings.spectrum.transform, settings.spectrum.threshold, settings.max_rank, settings.rank_price, settings.feedback)
+        coding = Coding(
+            settings.spectrum.transform, settings.spectrum.threshold, settings.max_rank, settings.rank_price, settings.feedback
+        )
         rest = [p.numel() for n, p in dense.named_parameters() if n.removesuffix(".weight") not in layers]
 
         def num_bytes(coded: dict[str, Coded]) -> int:

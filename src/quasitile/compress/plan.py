@@ -42,7 +42,12 @@ def inspect(model: str | Path, out: str | Path | None = None, settings: InspectS
     settings = settings or InspectSettings()
     headers = tensor_headers(model)
     matrices = [
-        {"name": name.removesuffix(".weight"), "shape": entry["shape"], "dtype": entry["dtype"], **tiles_of(entry["shape"], settings)}
+        {
+            "name": name.removesuffix(".weight"),
+            "shape": entry["shape"],
+            "dtype": entry["dtype"],
+            **tiles_of(entry["shape"], settings),
+        }
         for name, entry in headers.items()
         if name.endswith(".weight") and len(entry["shape"]) == 2
     ]

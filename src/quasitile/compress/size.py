@@ -7,7 +7,17 @@ from dataclasses import dataclass
 
 from quasitile.errors import InputError
 
-BYTE_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+BYTE_UNITS = {
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+    "TIB": 2**40,
+}
 NUMBER_UNITS = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 HELP = "write a share of the bf16 bytes (25%), bytes (4GB, 900MB) or stored parameters (7B, 350M)"
 

@@ -45,7 +45,9 @@ def load_model(model: str | Path, dtype: torch.dtype = torch.float32) -> tuple[A
         raise InputError(f"{model} cannot be loaded: {_first_line(error)}") from error
     missing = sorted(report["missing_keys"])
     if missing:
-        raise InputError(f"{model} lacks {len(missing)} tensors ({missing[0]}, ...); the model would be partly random, copy it again")
+        raise InputError(
+            f"{model} lacks {len(missing)} tensors ({missing[0]}, ...); the model would be partly random, copy it again"
+        )
     return loaded.eval(), load_tokenizer(model)
 
 
@@ -89,7 +91,9 @@ def load_trainable(model: str | Path) -> tuple[Any, Any]:
     return loaded, tokenizer
 
 
-def save_model(model: Any, tokenizer: Any, folder: Path, *, trainable: bool = False, dtype: torch.dtype = torch.bfloat16) -> None:
+def save_model(
+    model: Any, tokenizer: Any, folder: Path, *, trainable: bool = False, dtype: torch.dtype = torch.bfloat16
+) -> None:
     """Write a compressed model as a Hugging Face folder. All its matrices must be packed.
 
     Args:

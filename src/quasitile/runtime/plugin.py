@@ -112,7 +112,9 @@ def _submodule(model: nn.Module, name: str) -> Any:
     try:
         return model.get_submodule(name)
     except AttributeError as error:
-        raise InputError(f"config.json names a coded layer {name} that the model does not have; copy the folder again") from error
+        raise InputError(
+            f"config.json names a coded layer {name} that the model does not have; copy the folder again"
+        ) from error
 
 
 def _replace(model: nn.Module, name: str, matrix: TiledMatrix, old: Any) -> None:
