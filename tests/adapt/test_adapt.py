@@ -18,7 +18,8 @@ PAPER = """# Oxide films
 
 ## Introduction
 
-Perovskite oxide is a ceramic that carries ions. The band gap of the film is 1.1 eV. The film was annealed at 500 °C for 2 h in air.
+Perovskite oxide is a ceramic that carries ions. The band gap of the film is 1.1 eV.
+The film was annealed at 500 °C for 2 h in air.
 
 ## Results
 

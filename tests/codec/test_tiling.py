@@ -1,5 +1,7 @@
 """Tilings cover exactly, are what their names say, and differ where they should."""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,7 +20,7 @@ from quasitile.codec.tiling import (
 
 
 def widths(cuts):
-    return [after - before for before, after in zip(cuts, cuts[1:], strict=False)]
+    return [after - before for before, after in itertools.pairwise(cuts)]
 
 
 def column_cuts_by_band(tiling):
@@ -73,7 +75,7 @@ def test_the_fibonacci_chain_has_no_period_but_the_periodic_one_has():
 
 def test_neighbouring_bands_of_the_penrose_tiling_differ_and_none_comes_back():
     bands = column_cuts_by_band(TILINGS["penrose"](2000, 2000, 16, 0))
-    assert all(first != second for first, second in zip(bands, bands[1:], strict=False))
+    assert all(first != second for first, second in itertools.pairwise(bands))
     assert len(column_cuts_by_band(TILINGS["fibonacci"](2000, 2000, 16, 0))) == len(bands)
     same = column_cuts_by_band(TILINGS["fibonacci"](2000, 2000, 16, 0))
     assert all(band == same[0] for band in same)

@@ -67,7 +67,7 @@ def test_the_picture_covers_the_matrix(model_folder, text_file, tmp_path):
 
 
 def test_a_size_that_cannot_be_met_is_refused_and_nothing_is_written(model_folder, text_file, tmp_path):
-    with pytest.raises(InputError, match="cannot be met.*raise --size"):
+    with pytest.raises(InputError, match=r"cannot be met.*raise --size"):
         compress(model_folder, tmp_path / "out", text=text_file, settings=settings(size="1%"))
     assert not list(tmp_path.iterdir())
 

@@ -63,7 +63,8 @@ def align(
     student, tokenizer = load_trainable(model)
     if original.config.vocab_size != student.config.vocab_size:
         raise InputError(
-            f"{teacher} has {original.config.vocab_size} tokens and {model} {student.config.vocab_size}; give the original of this model"
+            f"{teacher} has {original.config.vocab_size} tokens and {model} {student.config.vocab_size}; "
+            "give the original of this model"
         )
     windows = token_windows(tokenizer, read_texts(text), settings.num_tokens, 10**9, settings.seed)
     if len(windows) < settings.held_out_windows + settings.batch_size:

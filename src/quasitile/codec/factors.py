@@ -147,7 +147,7 @@ def encode_tile(
         price: See `kept_rank`.
     """
     num_rows, num_columns = target.shape
-    left, singular_values, right = whitened_svd(target, whitener)
+    _left, singular_values, right = whitened_svd(target, whitener)
     mean_moment = float(whitener.square().sum()) / num_columns
     rank, _ = kept_rank(singular_values, right.norm(dim=0), (num_rows, num_columns), step, mean_moment, price)
     rank = min(rank, max_rank) if max_rank is not None else rank

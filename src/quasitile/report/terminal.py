@@ -29,7 +29,7 @@ SHORT_LABELS = {
     ("answers", "closed_book", "train", "exact_match"): "questions it was taught: exactly right",
     ("answers", "closed_book", "phrasing", "exact_match"): "the same in new words: exactly right",
     ("answers", "closed_book", "phrasing", "token_f1"): "the same in new words: words in common",
-    ("answers", "open_book", "test", "token_f1"): "held-out papers, open book: words in common",
+    ("answers", "open_book", "test", "token_f1"): "held-out papers, open book: shared words",
     ("choices", "domain", "accuracy"): "multiple choice on the papers: right",
     ("choices", "general", "accuracy"): "multiple choice, general: right",
     ("entities", "f1"): "materials, properties, ... found: F1",
@@ -63,7 +63,7 @@ def print_run(screen: Console, run: Path, summary: dict[str, Any]) -> None:
     screen.print()
     screen.print(
         f"{human_bytes(size['original_bytes'])} in bf16 became {human_bytes(size['stored_bytes'])} "
-        f"({size['stored_bytes'] / size['original_bytes']:.1%}, {8 * size['stored_bytes'] / (size['original_bytes'] / 2):.2f} bits a weight) "
+        f"({size['stored_bytes'] / size['original_bytes']:.1%}, {size['bits_per_weight']:.2f} bits a weight) "
         f"in {duration(seconds)}, with at most {human_bytes(summary['peak_memory_bytes'])} of memory."
     )
     screen.print(f"The model is in {run / 'adapted'}, the report in {run / 'report.html'}: open it in a browser.")

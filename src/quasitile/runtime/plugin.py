@@ -71,9 +71,11 @@ class QuasitileQuantizer(HfQuantizer):
         return model
 
     def param_needs_quantization(self, model: nn.Module, param_name: str, **_: Any) -> bool:
+        """Nothing is coded while loading: the bytes are stored as they are."""
         return False
 
     def is_serializable(self, *_: Any, **__: Any) -> bool:
+        """The bytes can be saved again."""
         return True
 
 
