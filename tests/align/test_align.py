@@ -74,13 +74,14 @@ def test_uniform_logits_cost_the_logarithm_of_the_vocabulary():
 
 
 def test_alignment_lowers_the_divergence_within_the_same_bytes(compressed, model_folder, text_file, tmp_path):
-    summary = align(compressed, tmp_path / "out", teacher=model_folder, text=text_file, settings=settings(learning_rate=0.05))
+    chosen = settings(learning_rate=0.02, num_steps=40)
+    summary = align(compressed, tmp_path / "out", teacher=model_folder, text=text_file, settings=chosen)
     rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
-    assert len(rows) == 25
+    assert len(rows) == 40
     first, last = (sum(row["loss"] for row in part) for part in (rows[:5], rows[-5:]))
-    assert last < 0.8 * first
+    assert last < 0.9 * first
     assert stored_bytes(tmp_path / "out") <= stored_bytes(compressed)
-    assert summary["num_tokens"] == 25 * 8 * 32
+    assert summary["num_tokens"] == 40 * 8 * 32
     assert math.isfinite(summary["damage_after_nats"])
 
 
