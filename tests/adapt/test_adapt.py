@@ -10,6 +10,7 @@ from quasitile import AdaptSettings, InputError, adapt, compress, load_model, re
 from quasitile.adapt.curriculum import ORDERS, Lesson, read_lessons, spread
 from quasitile.adapt.examples import IGNORED, answer_tokens, padded
 from quasitile.adapt.select import SELECTIONS, rank_blocks, usage
+from quasitile.adapt.train import costs_too_much, replay_pressure
 from quasitile.checkpoint import stored_bytes
 from quasitile.compress import CompressSettings
 from quasitile.runtime import tiled_matrices
@@ -62,7 +63,7 @@ def metrics(folder):
 
 
 def test_questions_are_learned_within_the_same_bytes(compressed, reading, text_file, tmp_path, model_folder):
-    chosen = settings(rounds=6, learning_rate=0.2, gate_nats=100, text_weight=0)
+    chosen = settings(rounds=6, learning_rate=0.2, gate_nats=100, forget_nats=100, text_weight=0)
     summary = adapt(compressed, reading, tmp_path / "out", teacher=model_folder, text=text_file, settings=chosen)
     rows = metrics(tmp_path / "out")
     assert len(rows) == 6 * summary["num_sections"]
@@ -76,7 +77,7 @@ def test_questions_are_learned_within_the_same_bytes(compressed, reading, text_f
 
 
 def test_only_the_chosen_share_of_blocks_learns(compressed, reading, text_file, tmp_path):
-    chosen = settings(select_share=0.25, gate_nats=100)
+    chosen = settings(select_share=0.25, gate_nats=100, forget_nats=100)
     adapt(compressed, reading, tmp_path / "out", text=text_file, settings=chosen)
     row = metrics(tmp_path / "out")[0]
     assert row["num_blocks_trained"] == round(0.25 * row["num_blocks"])
@@ -90,6 +91,28 @@ def test_a_section_that_costs_too_much_is_undone(compressed, reading, text_file,
     after, _ = load_model(tmp_path / "out")
     for name, matrix in tiled_matrices(before).items():
         assert torch.equal(matrix.weight(), tiled_matrices(after)[name].weight()), name
+
+
+def test_reading_as_a_whole_stays_within_the_allowance(compressed, reading, text_file, tmp_path):
+    chosen = settings(rounds=4, learning_rate=2, replay_weight=0, gate_nats=100, forget_nats=0.02)
+    adapt(compressed, reading, tmp_path / "out", text=text_file, settings=chosen)
+    rows = metrics(tmp_path / "out")
+    before = json.loads((tmp_path / "out" / "summary.json").read_text())["general_before_nats"]
+    kept = [row["general_nats"] for row in rows if not row["undone"]]
+    assert any(row["undone"] for row in rows)
+    assert all(nats <= before + 0.02 for nats in kept)
+
+
+def test_a_section_beyond_the_allowance_counts_only_if_it_lowers_the_loss():
+    chosen = AdaptSettings(gate_nats=0.05, forget_nats=0.1)
+    assert not costs_too_much(3.04, 3.0, 3.0, chosen)
+    assert costs_too_much(3.06, 3.0, 3.0, chosen)  # for itself
+    assert costs_too_much(3.11, 3.09, 3.0, chosen)  # in sum
+    assert not costs_too_much(3.14, 3.15, 3.0, chosen)  # on the way back
+
+
+def test_replay_weighs_more_the_more_is_used_up():
+    assert [replay_pressure(rise, 0.1) for rise in (-0.1, 0.0, 0.05, 0.1, 1.0)] == pytest.approx([1, 1, 2, 10, 10])
 
 
 def test_usage_is_the_mean_square_of_what_a_block_adds(compressed):

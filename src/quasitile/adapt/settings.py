@@ -32,6 +32,7 @@ class AdaptSettings(Settings):
     learning_rate: float = Field(0.05, gt=0, description="rounding steps a step of Adam")
     jitter: float = Field(0.45, ge=0, lt=0.5, description="how far coefficients start from their whole numbers, at random")
     gate_nats: float = Field(0.05, gt=0, description="a section that costs more general loss than this is undone")
+    forget_nats: float = Field(0.1, gt=0, description="what the whole reading may cost; replay weighs more the more is used up")
     gate_windows: int = Field(8, ge=1, description="of general text that the gate watches")
     max_new_tokens: int = Field(24, ge=1)
     seed: int = 0

@@ -94,13 +94,14 @@ def adapt(
             answers += [{"step": step, "round": number, **row} for row in rows]
             chosen = choose(reader, lesson)
             saved = [(block.left.detach().clone(), block.right.detach().clone()) for block in reader.blocks]
-            losses = teach(reader, lesson, taught, chosen)
+            losses = teach(reader, lesson, taught, chosen, replay_pressure(general - before, settings.forget_nats))
             num_tokens += int(losses.pop("tokens"))
             step += settings.steps_per_section
             now = held_out_nats(reader.model, reader.watched)
-            undone = now - general > settings.gate_nats
+            undone = costs_too_much(now, general, before, settings)
             if undone:
                 restore(reader.blocks, saved)
+                reader.optimizer.state.clear()  # or its momentum would take the same way again
                 num_undone += 1
             else:
                 general = now
@@ -186,8 +187,34 @@ def choose(reader: Reader, lesson: Lesson) -> list[RankBlock]:
     return chosen
 
 
-def teach(reader: Reader, lesson: Lesson, earlier: list[Record], chosen: list[RankBlock]) -> dict[str, float]:
+def replay_pressure(rise_nats: float, forget_nats: float) -> float:
+    """How many times more replay weighs than at the start: 1, 2 where half of the allowance is used up, at most 10."""
+    return 1 / max(0.1, 1 - max(0.0, rise_nats) / forget_nats)
+
+
+def costs_too_much(now: float, previous: float, start: float, settings: AdaptSettings) -> bool:
+    """Whether a section is undone: for its own cost, or because it adds to a total beyond the allowance.
+
+    Args:
+        now: General loss after the section, in nats a token.
+        previous: Before the section.
+        start: Before the first section.
+        settings: `gate_nats` and `forget_nats`.
+    """
+    return now - previous > settings.gate_nats or now > max(previous, start + settings.forget_nats)
+
+
+def teach(
+    reader: Reader, lesson: Lesson, earlier: list[Record], chosen: list[RankBlock], pressure: float = 1.0
+) -> dict[str, float]:
     """The gradient steps of one section.
+
+    Args:
+        reader: The model and what it needs.
+        lesson: The section.
+        earlier: Questions of sections read before.
+        chosen: The blocks that learn.
+        pressure: Replay weighs so many times more than the settings say.
 
     Returns:
         Mean losses over the steps, and the number of `tokens` that went through the model.
@@ -197,9 +224,8 @@ def teach(reader: Reader, lesson: Lesson, earlier: list[Record], chosen: list[Ra
         records = draw(lesson.records, settings.num_questions, reader.rng) + draw(earlier, settings.num_revisited, reader.rng)
         with half_precision(), held_weights(reader.model):
             losses, counted = step_losses(reader, records, text_tokens(reader, lesson, settings.text_tokens))
-        total = (
-            losses["loss_nats"] + settings.text_weight * losses["text_nats"] + settings.replay_weight * losses["replay_nats"]
-        )
+        replay_weight = pressure * settings.replay_weight
+        total = losses["loss_nats"] + settings.text_weight * losses["text_nats"] + replay_weight * losses["replay_nats"]
         if not torch.isfinite(total):
             raise InputError(
                 f"the loss at {lesson.document}, section {lesson.section}, is {total.item()}; lower adapt.learning_rate"
