@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quasitile.codec.block import Block, CodedMatrix
-from quasitile.codec.factors import decode_matrix
+from quasitile.codec.matrix import decode_matrix
 from quasitile.codec.packing import estimated_bytes, pack, unpack
 from quasitile.codec.tiling import TILINGS
 
@@ -80,5 +80,5 @@ def test_other_bytes_and_trailing_ones_are_refused():
 def test_declared_sizes_are_not_believed():
     payload = pack(coded_matrix()).clone()
     payload[12:16] = 255  # four thousand million tiles
-    with pytest.raises(ValueError, match="ends at byte"):
+    with pytest.raises(ValueError, match="does not hold the 4294967295 tiles"):
         unpack(payload)

@@ -5,7 +5,7 @@ import torch
 from tests.conftest import TOLERANCE
 from torch.testing import assert_close
 
-from quasitile.codec.factors import decode_matrix, encode_matrix
+from quasitile.codec.matrix import decode_matrix, encode_matrix
 from quasitile.codec.tiling import TILINGS
 from quasitile.runtime import TiledEmbedding, TiledHead, TiledLinear, TiledMatrix
 

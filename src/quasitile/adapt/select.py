@@ -20,8 +20,8 @@ Usage = list[float]
 
 
 def rank_blocks(model: nn.Module) -> list[RankBlock]:
-    """All trainable blocks of rank above 0, in a fixed order."""
-    return [block for m in model.modules() if isinstance(m, TiledMatrix) for block in m.rank_blocks() if block.left.numel()]
+    """All blocks with something to train, in a fixed order."""
+    return [block for m in model.modules() if isinstance(m, TiledMatrix) for block in m.rank_blocks() if block.coefficients()]
 
 
 @torch.no_grad()
@@ -43,7 +43,7 @@ def usage(model: Any, tokens: Tensor) -> dict[RankBlock, float]:
         x = args[0].flatten(0, -2)
         moment = x.T @ x / len(x)
         for block in layer.matrix.rank_blocks():
-            if block.left.numel():
+            if block.coefficients():
                 tile = layer.matrix.weight_of(block)
                 part = moment[block.tile.columns, block.tile.columns]
                 found[block] = float(((tile @ part) * tile).sum())
@@ -51,7 +51,7 @@ def usage(model: Any, tokens: Tensor) -> dict[RankBlock, float]:
     def watch_embedding(layer: TiledEmbedding, args: tuple[Tensor, ...]) -> None:
         shares = torch.bincount(args[0].flatten(), minlength=layer.num_embeddings) / args[0].numel()
         for block in layer.matrix.rank_blocks():
-            if block.left.numel():
+            if block.coefficients():
                 found[block] = float((layer.matrix.weight_of(block).square().sum(1) * shares[block.tile.rows]).sum())
 
     for module in model.modules():

@@ -93,7 +93,7 @@ def adapt(
             rows, _ = ask(reader.model, reader.tokenizer, asked, [None] * len(asked), max_new_tokens=settings.max_new_tokens)
             answers += [{"step": step, "round": number, **row} for row in rows]
             chosen = choose(reader, lesson)
-            saved = [(block.left.detach().clone(), block.right.detach().clone()) for block in reader.blocks]
+            saved = [[values.detach().clone() for values in block.coefficients()] for block in reader.blocks]
             losses = teach(reader, lesson, taught, chosen, replay_pressure(general - before, settings.forget_nats))
             num_tokens += int(losses.pop("tokens"))
             step += settings.steps_per_section
@@ -166,7 +166,7 @@ def prepare(reader: Reader) -> None:
         matrix.make_trainable(generator, reader.settings.jitter)
     reader.blocks = rank_blocks(reader.model)
     reader.background = usage(reader.model, reader.watched)
-    parameters = [p for block in reader.blocks for p in (block.left, block.right)]
+    parameters = [values for block in reader.blocks for values in block.coefficients()]
     reader.optimizer = torch.optim.AdamW(
         parameters, lr=reader.settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, foreach=True
     )
@@ -182,8 +182,8 @@ def choose(reader: Reader, lesson: Lesson) -> list[RankBlock]:
     chosen = select(reader.blocks, used, usual, count, reader.rng)
     kept = set(chosen)
     for block in reader.blocks:
-        block.left.requires_grad_(block in kept)
-        block.right.requires_grad_(block in kept)
+        for values in block.coefficients():
+            values.requires_grad_(block in kept)
     return chosen
 
 
@@ -276,8 +276,8 @@ def draw(records: list[Record], count: int, rng: random.Random) -> list[Record]:
 
 
 @torch.no_grad()
-def restore(blocks: list[RankBlock], saved: list[tuple[Tensor, Tensor]]) -> None:
+def restore(blocks: list[RankBlock], saved: list[list[Tensor]]) -> None:
     """Put coefficients back to what they were."""
-    for block, (left, right) in zip(blocks, saved, strict=True):
-        block.left.copy_(left)
-        block.right.copy_(right)
+    for block, before in zip(blocks, saved, strict=True):
+        for values, old in zip(block.coefficients(), before, strict=True):
+            values.copy_(old)

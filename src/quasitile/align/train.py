@@ -120,8 +120,8 @@ def make_trainable(student: nn.Module, settings: AlignSettings) -> torch.optim.O
     for matrix in tiled_matrices(student).values():
         matrix.make_trainable(generator, settings.jitter)
         for block in matrix.rank_blocks():
-            codes += [block.left, block.right]
-            gains.append(block.gain)
+            codes += block.coefficients()
+            gains += [block.gain] if block.gain.numel() else []
     rates = ((codes, settings.learning_rate), (gains, settings.scale_learning_rate), (small, settings.norm_learning_rate))
     groups = [{"params": parameters, "lr": rate} for parameters, rate in rates if parameters and rate]
     for group in groups:

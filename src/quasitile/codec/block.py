@@ -52,33 +52,48 @@ class Tiling:
 
 @dataclass
 class Block:
-    """A rank block (paper Eq. 3): two factors, each transformed along its long side and rounded.
+    """What a tile stores: a rank block (paper Eq. 3), a residual, or both.
 
     The tile it stands for is `F_P^-1 (left * scale) (F_Q^-1 right)^T`, where F is the orthonormal
-    transform of paper 3.2.1. A rank of 0 is a tile of zeros.
+    transform of paper 3.2.1, plus `residual_step * G_P^-1 residual G_Q^-T` with the residual's own
+    transform G. Rank 0 without residual is a tile of zeros.
 
     Attributes:
         left: (P, R) spectral coefficients of U in units of the rounding step; whole numbers in
             what is stored.
         right: (Q, R) spectral coefficients of V, likewise.
         scale: (R,) the product of both steps, a value a component.
-        remainders: What rounding took away, `((P + Q) R,)` in steps between -0.5 and 0.5, in the
-            order of the symbols (`symbols`). Not part of the model: training starts from it.
+        remainders: What rounding took away from each code, in steps between -0.5 and 0.5, in the
+            order of `codes`. Not part of the model: training starts from it.
+        residual: (P, Q) codes of what the factors leave, or nothing.
+        residual_step: What one unit of them is worth.
     """
 
     left: Tensor
     right: Tensor
     scale: Tensor
     remainders: Tensor | None = None
+    residual: Tensor | None = None
+    residual_step: float = 0.0
 
     @property
     def rank(self) -> int:
         """R."""
         return self.left.shape[1]
 
+    def codes(self) -> Tensor:
+        """All codes in one row: left components one after another, then right ones, then the residual row by row."""
+        row = symbols(self.left, self.right)
+        return row if self.residual is None else torch.cat([row, self.residual.flatten()])
+
+    @property
+    def num_codes(self) -> int:
+        """How many codes there are."""
+        return self.left.numel() + self.right.numel() + (0 if self.residual is None else self.residual.numel())
+
 
 def symbols(left: Tensor, right: Tensor) -> Tensor:
-    """All coefficients of a block in one row: left components one after another, then right ones."""
+    """The coefficients of both factors in one row: left components one after another, then right ones."""
     return torch.cat([left.T.flatten(), right.T.flatten()])
 
 
@@ -96,10 +111,11 @@ class CodedMatrix:
     Attributes:
         tiling: Where the blocks lie.
         blocks: One block a tile.
-        transform: A name in `quasitile.codec.spectrum.TRANSFORMS`.
+        transform: Of the factors, a name in `quasitile.codec.spectrum.TRANSFORMS`.
         row_scales: (M,) uint8; row i of the tiled matrix is row i of the weight times
             `scale_values(row_scales)[i]`.
         column_scales: (N,) uint8, likewise for columns.
+        residual_transform: Of the residual.
     """
 
     tiling: Tiling
@@ -107,3 +123,4 @@ class CodedMatrix:
     transform: str
     row_scales: Tensor
     column_scales: Tensor
+    residual_transform: str = "identity"

@@ -15,12 +15,12 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from quasitile.codec.block import Block, CodedMatrix, Tile, Tiling, symbols
+from quasitile.codec.block import Block, symbols
 from quasitile.codec.spectrum import basis, round_with_dead_zone
 
 BITS_OF_COMPONENT = 32  # its scale and two spreads
 MAX_CODE = 32767
-SCALE_OCTAVE = 8  # row and column scales are powers of 2^(1/8)
+SCALE_OCTAVE = 4  # row and column scales are powers of 2^(1/4)
 SCALE_CENTRE = 128
 
 
@@ -31,7 +31,7 @@ def scale_codes(values: Tensor) -> Tensor:
 
 
 def scale_values(codes: Tensor) -> Tensor:
-    """The scales that codes stand for: `2^((code - 128) / 8)`, float32."""
+    """The scales that codes stand for: `2^((code - 128) / 4)`, float32."""
     return torch.exp2((codes.float() - SCALE_CENTRE) / SCALE_OCTAVE)
 
 
@@ -172,89 +172,3 @@ def solve_left(target: Tensor, right: Tensor) -> Tensor:
     gram = right.T @ right
     damping = 1e-9 * gram.diagonal().mean().clamp_min(1e-30)
     return torch.linalg.solve(gram + damping * torch.eye(len(gram), dtype=gram.dtype), right.T @ target.T).T
-
-
-def decode_tile(block: Block, transform: str) -> Tensor:
-    """The tile (P, Q) that a block stands for (paper Eq. 4), in the block's dtype."""
-    left = basis(transform, block.left.shape[0], block.left.dtype).T @ (block.left * block.scale)
-    right = basis(transform, block.right.shape[0], block.right.dtype).T @ block.right
-    return left @ right.T
-
-
-def encode_matrix(
-    weight: Tensor,
-    tiling: Tiling,
-    second_moment: Tensor,
-    output_gradients: Tensor,
-    step: float,
-    transform: str = "dct",
-    threshold: float = 0.5,
-    max_rank: int | None = None,
-    price: float = 1.0,
-    feedback: bool = True,
-    damping: float = 0.01,
-) -> tuple[CodedMatrix, float]:
-    """Code a matrix tile by tile at one rounding step.
-
-    With `feedback`, column bands are coded from last to first inside each row band, and what a band
-    lost is handed to the bands before it, as the second moment says they can make up for it (the
-    block form of Cholesky feedback); tiles are then whitened by the diagonal blocks of the Cholesky
-    factor. Without, each tile is whitened by its own columns' second moment.
-
-    Args:
-        weight: (M, N).
-        tiling: Of the same shape.
-        second_moment: (N, N) of the inputs.
-        output_gradients: (M,) mean squares of the gradient at each output.
-        step: Rounding step, in roots of nats.
-        transform: See `spectrum.TRANSFORMS`.
-        threshold: Dead zone in steps.
-        max_rank: A limit for every tile's rank.
-        price: See `kept_rank`.
-        feedback: See above.
-        damping: Share of the mean moment added to the diagonal.
-
-    Returns:
-        The coded matrix, and its predicted damage in nats a token.
-    """
-    row_codes = scale_codes(output_gradients.double().sqrt())
-    column_codes = scale_codes(second_moment.double().diagonal().sqrt())
-    rows, columns = scale_values(row_codes).double(), scale_values(column_codes).double()
-    scaled = weight.double() * rows[:, None] * columns
-    moment = second_moment.double() / columns / columns[:, None]
-    lower = damped_cholesky(moment, damping)
-    blocks: dict[Tile, Block] = {}
-    damage = 0.0
-    for band in row_bands(tiling):
-        errors = torch.zeros(band[0].shape[0], weight.shape[1], dtype=torch.float64)
-        for tile in reversed(band):
-            inner = (
-                lower[tile.columns, tile.columns] if feedback else damped_cholesky(moment[tile.columns, tile.columns], damping)
-            )
-            target = original = scaled[tile.rows, tile.columns]
-            if feedback and tile.column_stop < weight.shape[1]:
-                later = errors[:, tile.column_stop :] @ lower[tile.column_stop :, tile.columns]
-                target = target + torch.linalg.solve_triangular(inner, later, upper=False, left=False)
-            block = encode_tile(target, inner, step, transform, threshold, max_rank, price)
-            decoded = decode_tile(block, transform).double()
-            errors[:, tile.columns] = original - decoded
-            damage += 0.5 * float(((target - decoded) @ inner).square().sum())
-            blocks[tile] = block
-    coded = CodedMatrix(tiling, [blocks[tile] for tile in tiling.tiles], transform, row_codes, column_codes)
-    return coded, damage
-
-
-def row_bands(tiling: Tiling) -> list[list[Tile]]:
-    """Tiles grouped by their rows, each group ordered by columns."""
-    bands: dict[tuple[int, int], list[Tile]] = {}
-    for tile in tiling.tiles:
-        bands.setdefault((tile.row_start, tile.row_stop), []).append(tile)
-    return [sorted(band, key=lambda tile: tile.column_start) for band in bands.values()]
-
-
-def decode_matrix(coded: CodedMatrix) -> Tensor:
-    """The dense weight (M, N), float32."""
-    weight = torch.zeros(coded.tiling.shape)
-    for tile, block in zip(coded.tiling.tiles, coded.blocks, strict=True):
-        weight[tile.rows, tile.columns] = decode_tile(block, coded.transform)
-    return weight / scale_values(coded.row_scales)[:, None] / scale_values(coded.column_scales)

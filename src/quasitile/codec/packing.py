@@ -1,13 +1,15 @@
 """A coded matrix as bytes and back (docs/format.md): one byte string holds everything of a matrix.
 
 Codes are entropy-coded tile by tile with the asymmetric numeral system of the `constriction`
-library; each component's left and right coefficients have a normal distribution of their own,
-whose spread costs one byte.
+library. Each component's left and right coefficients have a normal distribution of their own,
+whose spread costs one byte; for the residual see `entropy`.
 """
 
 from __future__ import annotations
 
+import math
 import struct
+import zlib
 
 import constriction
 import numpy as np
@@ -15,14 +17,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from quasitile.codec import entropy
 from quasitile.codec.block import Block, CodedMatrix, Tile, Tiling, from_symbols, symbols
+from quasitile.codec.entropy import Statistics, decode_bytes, decode_codes, encode_bytes, encode_codes, fit
 from quasitile.codec.factors import MAX_CODE, rounded_normal_bits, spread_before_rounding
 from quasitile.codec.spectrum import TRANSFORMS
 
-HEADER = struct.Struct("<4sIIIIB3x")  # magic, M, N, number of tiles, number of components, transform
-MAGIC = b"QT01"
+# magic, M, N, tiles, components, bytes of the tiling, transform, 1 + transform of the residual or 0, its step
+HEADER = struct.Struct("<4sIIIIIBBxxd")
+MAGIC = b"QT02"
 SPREAD_OCTAVE, SPREAD_CENTRE = 8, 40
 MAX_SIDE = 1 << 24
+FACTORS = constriction.stream.model.QuantizedGaussian(-MAX_CODE, MAX_CODE)
 
 
 def spread_codes(codes: Tensor) -> Tensor:
@@ -43,14 +49,41 @@ def code_bits(codes: Tensor) -> float:
 
 
 def estimated_bytes(coded: CodedMatrix) -> float:
-    """About what `pack` would take, from entropies; much faster than packing."""
-    bits = 0.0
-    for block in coded.blocks:
-        for codes in (block.left, block.right):
-            if codes.numel():
-                bits += code_bits(codes)
-    side = HEADER.size + sum(coded.tiling.shape) + 22 * len(coded.blocks) + 4 * sum(block.rank for block in coded.blocks)
-    return bits / 8 + side + 4 * len(coded.blocks)
+    """About what `pack` would take, from entropies; faster than packing."""
+    bits = sum(code_bits(codes) for block in coded.blocks for codes in (block.left, block.right) if codes.numel())
+    codes = _residual_codes(coded)
+    if codes is not None:
+        statistics = fit(codes)
+        bits += entropy.code_bits(codes, statistics)
+        bits += 8 * len(encode_bytes(statistics.row_levels) + encode_bytes(statistics.column_levels))
+    scales = len(encode_bytes(coded.row_scales.numpy()) + encode_bytes(coded.column_scales.numpy()))
+    corners = len(zlib.compress(_corners(coded.tiling).tobytes(), 9))
+    return bits / 8 + HEADER.size + scales + corners + 12 * len(coded.blocks) + 4 * sum(block.rank for block in coded.blocks)
+
+
+def _corners(tiling: Tiling) -> NDArray[np.uint32]:
+    rows = [[t.row_start, t.row_stop, t.column_start, t.column_stop] for t in tiling.tiles]
+    return np.array(rows, dtype="<u4").reshape(-1, 4)
+
+
+def _residual_codes(coded: CodedMatrix) -> NDArray[np.int64] | None:
+    """The residual of the whole matrix (M, N), or nothing.
+
+    Raises:
+        ValueError: Not every block has a residual of the same step, or a code is no whole number.
+    """
+    present = [block for block in coded.blocks if block.residual is not None]
+    if not present:
+        return None
+    if len(present) < len(coded.blocks) or len({block.residual_step for block in present}) > 1:
+        raise ValueError("all blocks of a matrix must have a residual of one step, or none")
+    codes = torch.zeros(coded.tiling.shape, dtype=torch.float64)
+    for tile, block in zip(coded.tiling.tiles, coded.blocks, strict=True):
+        assert block.residual is not None
+        codes[tile.rows, tile.columns] = block.residual.double()
+    if not torch.equal(codes, codes.round()) or float(codes.abs().max()) > entropy.MAX_ESCAPE:
+        raise ValueError("the residual's codes must be whole numbers; round the block before packing")
+    return codes.long().numpy()
 
 
 def _models(rows: int, columns: int, spreads: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -66,7 +99,6 @@ def pack(coded: CodedMatrix) -> Tensor:
     Raises:
         ValueError: A code is not a whole number, or too large.
     """
-    family = constriction.stream.model.QuantizedGaussian(-MAX_CODE, MAX_CODE)
     streams, spreads = [], []
     for block in coded.blocks:
         if block.rank == 0:
@@ -77,24 +109,48 @@ def pack(coded: CodedMatrix) -> Tensor:
             raise ValueError(f"codes must be whole numbers of at most {MAX_CODE}; round the block before packing")
         spread = torch.stack([spread_codes(block.left), spread_codes(block.right)]).numpy()
         coder = constriction.stream.stack.AnsCoder()
-        coder.encode_reverse(row.to(torch.int32).numpy(), family, *_models(len(block.left), len(block.right), spread))
+        coder.encode_reverse(row.to(torch.int32).numpy(), FACTORS, *_models(len(block.left), len(block.right), spread))
         streams.append(coder.get_compressed())
         spreads.append(spread)
     num_components = sum(block.rank for block in coded.blocks)
-    tiles = np.array([[t.row_start, t.row_stop, t.column_start, t.column_stop] for t in coded.tiling.tiles], dtype="<u4")
     scales = torch.cat([block.scale for block in coded.blocks]).to(torch.bfloat16).view(torch.uint16).numpy()
+    corners = zlib.compress(_corners(coded.tiling).tobytes(), 9)
+    residual = _residual_codes(coded)
+    transforms = list(TRANSFORMS)
+    kind = 1 + transforms.index(coded.residual_transform) if residual is not None else 0
+    step = coded.blocks[0].residual_step if residual is not None else 0.0
     parts = [
-        HEADER.pack(MAGIC, *coded.tiling.shape, len(coded.blocks), num_components, list(TRANSFORMS).index(coded.transform)),
-        coded.row_scales.numpy().tobytes(),
-        coded.column_scales.numpy().tobytes(),
-        tiles.tobytes(),
+        HEADER.pack(
+            MAGIC, *coded.tiling.shape, len(coded.blocks), num_components, len(corners),
+            transforms.index(coded.transform), kind, step,
+        ),
+        encode_bytes(coded.row_scales.numpy()),
+        encode_bytes(coded.column_scales.numpy()),
+        corners,
         np.array([block.rank for block in coded.blocks], dtype="<u2").tobytes(),
         np.array([len(stream) for stream in streams], dtype="<u4").tobytes(),
         scales.astype("<u2").tobytes(),
         (np.concatenate(spreads, axis=1) if spreads else np.zeros((2, 0), np.uint8)).tobytes(),
         *(stream.astype("<u4").tobytes() for stream in streams),
+        *(_residual_parts(residual, coded.tiling) if residual is not None else ()),
     ]
     return torch.frombuffer(bytearray(b"".join(parts)), dtype=torch.uint8)
+
+
+def _residual_parts(codes: NDArray[np.int64], tiling: Tiling) -> list[bytes]:
+    """The residual's bytes: shape, levels, sizes of the streams and of the lists of large codes, and both."""
+    statistics = fit(codes)
+    tiles = [
+        encode_codes(codes[t.rows, t.columns], statistics.levels(t.rows, t.columns), statistics.shape) for t in tiling.tiles
+    ]
+    return [
+        bytes([statistics.shape]),
+        encode_bytes(statistics.row_levels),
+        encode_bytes(statistics.column_levels),
+        np.array([len(words) for words, _ in tiles], dtype="<u4").tobytes(),
+        np.array([len(escapes) for _, escapes in tiles], dtype="<u4").tobytes(),
+        *(part for words, escapes in tiles for part in (words.astype("<u4").tobytes(), escapes.astype("<i4").tobytes())),
+    ]
 
 
 class _Reader:
@@ -110,49 +166,93 @@ class _Reader:
         self.place += size
         return np.frombuffer(self.data, kind, count, self.place - size)
 
+    def take_levels(self, count: int) -> NDArray[np.uint8]:
+        """What `encode_bytes` wrote of so many values."""
+        mean, spread = self.take(2, "u1").tolist()
+        words = self.take(int(self.take(1, "<u4")[0]), "<u4").astype(np.uint32)
+        return decode_bytes(mean, spread, words, count)
 
-def unpack(payload: Tensor) -> CodedMatrix:
+
+def unpack(payload: Tensor, shape: tuple[int, int] | None = None) -> CodedMatrix:
     """The coded matrix that `pack` wrote.
 
+    Args:
+        payload: Its bytes.
+        shape: What (M, N) must be, checked before anything of that size is made.
+
     Raises:
-        ValueError: The bytes are not a coded matrix, or contradict themselves.
+        ValueError: The bytes are not a coded matrix, contradict themselves, or are of another shape.
     """
     reader = _Reader(payload.cpu().numpy().tobytes())
-    magic, num_rows, num_columns, num_tiles, num_components, transform = HEADER.unpack(reader.take(HEADER.size, "u1").tobytes())
+    magic, num_rows, num_columns, num_tiles, num_components, corner_bytes, transform, kind, step = HEADER.unpack(
+        reader.take(HEADER.size, "u1").tobytes()
+    )
     if magic != MAGIC:
         raise ValueError(f"it starts with {magic!r} instead of {MAGIC!r}")
-    if transform >= len(TRANSFORMS) or max(num_rows, num_columns) > MAX_SIDE:
-        raise ValueError(f"transform {transform} or shape {num_rows} x {num_columns} is out of range")
-    row_scales, column_scales = reader.take(num_rows, "u1"), reader.take(num_columns, "u1")
-    corners = reader.take(4 * num_tiles, "<u4").reshape(-1, 4).astype(np.int64)
+    if transform >= len(TRANSFORMS) or kind > len(TRANSFORMS) or max(num_rows, num_columns) > MAX_SIDE:
+        raise ValueError(f"transform {transform}, residual {kind} or shape {num_rows} x {num_columns} is out of range")
+    if shape is not None and (num_rows, num_columns) != shape:
+        raise ValueError(f"the stored matrix is {num_rows} x {num_columns}, expected {shape[0]} x {shape[1]}")
+    if kind and not 0 < step < math.inf:
+        raise ValueError(f"its residual has a step of {step}")
+    row_scales, column_scales = reader.take_levels(num_rows), reader.take_levels(num_columns)
+    corners = _inflate(reader.take(corner_bytes, "u1").tobytes(), num_tiles)
     ranks = reader.take(num_tiles, "<u2").astype(np.int64)
     lengths = reader.take(num_tiles, "<u4").astype(np.int64)
     scales = torch.from_numpy(reader.take(num_components, "<u2").astype(np.uint16)).view(torch.bfloat16).float()
     spreads = reader.take(2 * num_components, "u1").reshape(2, -1)
     _check_geometry(corners, ranks, num_rows, num_columns, num_components)
     tiling = Tiling((num_rows, num_columns), tuple(Tile(*map(int, corner)) for corner in corners))
-    family = constriction.stream.model.QuantizedGaussian(-MAX_CODE, MAX_CODE)
     blocks, first = [], 0
     for tile, rank, length in zip(tiling.tiles, ranks.tolist(), lengths.tolist(), strict=True):
         rows, columns = tile.shape
         words = reader.take(length, "<u4").astype(np.uint32)
         if rank:
             part = spreads[:, first : first + rank]
-            row = constriction.stream.stack.AnsCoder(words).decode(family, *_models(rows, columns, part))
+            row = constriction.stream.stack.AnsCoder(words).decode(FACTORS, *_models(rows, columns, part))
             left, right = from_symbols(torch.from_numpy(row).float(), rows, columns)
         else:
             left, right = torch.zeros(rows, 0), torch.zeros(columns, 0)
         blocks.append(Block(left, right, scales[first : first + rank].clone()))
         first += rank
+    if kind:
+        _read_residual(reader, tiling, blocks, step)
     if reader.place != len(reader.data):
         raise ValueError(f"{len(reader.data) - reader.place} bytes follow its end")
+    names = list(TRANSFORMS)
     return CodedMatrix(
         tiling,
         blocks,
-        list(TRANSFORMS)[transform],
-        torch.from_numpy(row_scales.copy()),
-        torch.from_numpy(column_scales.copy()),
+        names[transform],
+        torch.from_numpy(row_scales),
+        torch.from_numpy(column_scales),
+        names[kind - 1] if kind else "identity",
     )
+
+
+def _read_residual(reader: _Reader, tiling: Tiling, blocks: list[Block], step: float) -> None:
+    """Give every block its residual."""
+    shape = int(reader.take(1, "u1")[0])
+    if shape >= entropy.NUM_SHAPES:
+        raise ValueError(f"its residual has a distribution of shape {shape}, the largest known is {entropy.NUM_SHAPES - 1}")
+    statistics = Statistics(reader.take_levels(tiling.shape[0]), reader.take_levels(tiling.shape[1]), shape)
+    lengths, counts = reader.take(len(blocks), "<u4"), reader.take(len(blocks), "<u4")
+    for tile, block, length, count in zip(tiling.tiles, blocks, lengths.tolist(), counts.tolist(), strict=True):
+        words, escapes = reader.take(length, "<u4").astype(np.uint32), reader.take(count, "<i4").astype(np.int32)
+        codes = decode_codes(words, escapes, statistics.levels(tile.rows, tile.columns), shape)
+        block.residual, block.residual_step = torch.from_numpy(codes).float(), step
+
+
+def _inflate(data: bytes, num_tiles: int) -> NDArray[np.int64]:
+    """Corners (T, 4) of so many tiles; never more memory than they need."""
+    decompressor = zlib.decompressobj()
+    try:
+        raw = decompressor.decompress(data, min(16 * num_tiles + 1, 1100 * len(data) + 1))
+    except zlib.error as error:
+        raise ValueError(f"its tiling is damaged ({error})") from error
+    if len(raw) != 16 * num_tiles:
+        raise ValueError(f"its tiling does not hold the {num_tiles} tiles that are declared")
+    return np.frombuffer(raw, "<u4").reshape(-1, 4).astype(np.int64)
 
 
 def _check_geometry(corners: NDArray, ranks: NDArray, num_rows: int, num_columns: int, num_components: int) -> None:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from quasitile.codec.block import CodedMatrix, Tiling
-from quasitile.codec.factors import damped_cholesky, encode_matrix, kept_rank, scale_codes, scale_values, whitened_svd
+from quasitile.codec.factors import kept_rank, rounded_normal_bits, whitened_svd
+from quasitile.codec.matrix import Coding, encode_matrix, scaled
 from quasitile.codec.packing import pack
 from quasitile.compress.calibrate import Moments
 from quasitile.errors import InputError
@@ -42,17 +43,6 @@ class Job:
     moments: Moments
 
 
-@dataclass(frozen=True)
-class Coding:
-    """How matrices are coded: the arguments of `encode_matrix` that are the same for all."""
-
-    transform: str
-    threshold: float
-    max_rank: int | None
-    price: float
-    feedback: bool
-
-
 @dataclass
 class Coded:
     """The result for one matrix."""
@@ -63,8 +53,10 @@ class Coded:
 
     @property
     def num_numbers(self) -> int:
-        """Stored numbers: coefficients, and the scales of components, rows and columns."""
-        return sum(b.left.numel() + b.right.numel() + b.rank for b in self.matrix.blocks) + sum(self.matrix.tiling.shape)
+        """Stored numbers: factors' coefficients, non-zero residual codes, and the scales of components, rows and columns."""
+        factors = sum(block.left.numel() + block.right.numel() + block.rank for block in self.matrix.blocks)
+        residual = sum(int(block.residual.count_nonzero()) for block in self.matrix.blocks if block.residual is not None)
+        return factors + residual + sum(self.matrix.tiling.shape)
 
 
 def in_threads(function: Callable, items: list, workers: int, description: str) -> list:
@@ -82,18 +74,7 @@ def encode_all(jobs: list[Job], coding: Coding, step: float, workers: int) -> di
     """Every matrix at one step."""
 
     def encode(job: Job) -> Coded:
-        matrix, damage = encode_matrix(
-            job.weight,
-            job.tiling,
-            job.moments.inputs,
-            job.moments.outputs,
-            step,
-            coding.transform,
-            coding.threshold,
-            coding.max_rank,
-            coding.price,
-            coding.feedback,
-        )
+        matrix, damage = encode_matrix(job.weight, job.tiling, job.moments.inputs, job.moments.outputs, step, coding)
         return Coded(matrix, pack(matrix), damage)
 
     results = in_threads(encode, jobs, workers, f"code {len(jobs)} matrices")
@@ -126,9 +107,13 @@ def allocate(
         raise InputError(
             f"the target of {target} cannot be met: with every block empty the model still takes {least}; raise --size"
         )
-    spectra = in_threads(tile_spectra, jobs, workers, "decompose tiles")
-    estimate = [entry for entries in spectra for entry in entries]
-    step = solve(lambda x: least + estimated_bytes(estimate, x, coding.price), target * (1 - TOLERANCE / 2))
+    if coding.residual is None:
+        spectra = in_threads(lambda job: tile_spectra(job, coding), jobs, workers, "decompose tiles")
+        estimate = [entry for entries in spectra for entry in entries]
+        step = solve(lambda x: least + estimated_bytes(estimate, x, coding.price), target * (1 - TOLERANCE / 2))
+    else:
+        spreads = in_threads(lambda job: sampled_spreads(job, coding), jobs, workers, "look at spreads")
+        step = solve(lambda x: least + residual_bytes(spreads, x), target * (1 - TOLERANCE / 2))
     best: tuple[dict[str, Coded], float] = (empty, math.inf)
     points: list[tuple[float, float]] = []
     for _ in range(passes):
@@ -157,16 +142,28 @@ def next_point(points: list[tuple[float, float]], goal: float) -> float:
     return x + max(-1.0, min(1.0, (goal - y) / slope))
 
 
-def tile_spectra(job: Job) -> list[tuple[Tensor, Tensor, tuple[int, int], float]]:
+def sampled_spreads(job: Job, coding: Coding, count: int = 4096) -> tuple[Tensor, float]:
+    """Root mean squares of a sample of a matrix' scaled entries (row times column), and how many entries each stands for."""
+    weight = scaled(job.weight, job.moments.inputs, job.moments.outputs, coding).weight
+    power = weight.square()
+    rows, columns, mean = power.mean(1), power.mean(0), power.mean().clamp_min(1e-30)
+    generator = torch.Generator().manual_seed(0)
+    row, column = (torch.randint(size, (count,), generator=generator) for size in weight.shape)
+    return (rows[row] * columns[column] / mean).sqrt(), weight.numel() / count
+
+
+def residual_bytes(spreads: list[tuple[Tensor, float]], step: float) -> float:
+    """About the bytes that all residuals take at a step."""
+    return sum(each * float(rounded_normal_bits(values / step).sum()) for values, each in spreads) / 8
+
+
+def tile_spectra(job: Job, coding: Coding) -> list[tuple[Tensor, Tensor, tuple[int, int], float]]:
     """Singular values, norms of V, shape and mean moment of each whitened tile of a matrix."""
-    rows = scale_values(scale_codes(job.moments.outputs.double().sqrt())).double()
-    columns = scale_values(scale_codes(job.moments.inputs.double().diagonal().sqrt())).double()
-    scaled = job.weight.double() * rows[:, None] * columns
-    lower = damped_cholesky(job.moments.inputs.double() / columns / columns[:, None])
+    problem = scaled(job.weight, job.moments.inputs, job.moments.outputs, coding)
     entries = []
     for tile in job.tiling.tiles:
-        inner = lower[tile.columns, tile.columns]
-        _, values, right = whitened_svd(scaled[tile.rows, tile.columns], inner)
+        inner = problem.lower[tile.columns, tile.columns]
+        _, values, right = whitened_svd(problem.weight[tile.rows, tile.columns], inner)
         entries.append((values, right.norm(dim=0), tile.shape, float(inner.square().sum()) / tile.shape[1]))
     return entries
 

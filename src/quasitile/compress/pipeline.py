@@ -12,11 +12,11 @@ from torch import nn
 
 from quasitile.checkpoint import stored_bytes
 from quasitile.codec.block import Block
-from quasitile.codec.factors import decode_matrix
+from quasitile.codec.matrix import Coding, decode_matrix
 from quasitile.codec.packing import code_bits, unpack
 from quasitile.codec.spectrum import TRANSFORMS
 from quasitile.codec.tiling import TILINGS
-from quasitile.compress.allocate import Coded, Coding, Job, allocate
+from quasitile.compress.allocate import Coded, Job, allocate
 from quasitile.compress.calibrate import calibrate, compressible_layers
 from quasitile.compress.size import parse_size
 from quasitile.compress.text import read_texts, token_windows
@@ -58,7 +58,10 @@ class CompressSettings(Settings):
     size: str = Field("25%", description="share of bf16 bytes (25%), bytes (4GB) or stored parameters (7B)")
     tiling: TilingSettings = TilingSettings()
     spectrum: SpectrumSettings = SpectrumSettings()
-    max_rank: int | None = Field(None, ge=1)
+    residual: Literal["none", *TRANSFORMS] = Field("none", description="transform of the quantised rest of a tile")  # type: ignore[valid-type]
+    residual_threshold: float = Field(0.5, ge=0.5, description="dead zone of the residual in steps")
+    row_damping: float = Field(0.0, ge=0, description="share of the mean output gradient that every row gets at least")
+    max_rank: int | None = Field(None, ge=0, description="a limit; with a residual, nothing means no factors")
     rank_price: float = Field(1.0, gt=0, description="above 1: fewer components, stored more finely")
     feedback: bool = Field(True, description="let column bands make up for what later ones lost")
     calibration: CalibrationSettings = CalibrationSettings()
@@ -108,7 +111,14 @@ def compress(
             for name, layer in layers.items()
         ]
         coding = Coding(
-            settings.spectrum.transform, settings.spectrum.threshold, settings.max_rank, settings.rank_price, settings.feedback
+            transform=settings.spectrum.transform,
+            threshold=settings.spectrum.threshold,
+            max_rank=settings.max_rank,
+            price=settings.rank_price,
+            feedback=settings.feedback,
+            residual=None if settings.residual == "none" else settings.residual,
+            residual_threshold=settings.residual_threshold,
+            row_damping=settings.row_damping,
         )
         rest = [p.numel() for n, p in dense.named_parameters() if n.removesuffix(".weight") not in layers]
 
@@ -158,7 +168,7 @@ def check_weights(layers: dict[str, nn.Module]) -> None:
 def describe_matrix(job: Job, coded: Coded, settings: CompressSettings) -> dict[str, Any]:
     """The summary's line about one matrix."""
     ranks = [block.rank for block in coded.matrix.blocks]
-    codes = [codes for block in coded.matrix.blocks for codes in (block.left, block.right)]
+    codes = [block.codes() for block in coded.matrix.blocks]
     num_codes = sum(c.numel() for c in codes)
     error = job.weight - decode_matrix(coded.matrix)
     return {
@@ -188,4 +198,8 @@ def picture(job: Job, coded: Coded) -> dict[str, Any]:
 
 def tile_bits(block: Block) -> float:
     """About the bits of one tile's codes, from their entropy."""
-    return sum(code_bits(codes) for codes in (block.left, block.right) if codes.numel())
+    bits = sum(code_bits(codes) for codes in (block.left, block.right) if codes.numel())
+    if block.residual is not None:
+        counts = block.residual.unique(return_counts=True)[1].double()
+        bits -= float((counts * (counts / counts.sum()).log2()).sum())
+    return bits

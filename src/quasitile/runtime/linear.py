@@ -9,29 +9,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from quasitile.codec.block import Block, CodedMatrix, Tile, Tiling, from_symbols, symbols
-from quasitile.codec.factors import decode_matrix, decode_tile, scale_values
+from quasitile.codec.block import Block, CodedMatrix, Tile, Tiling, from_symbols
+from quasitile.codec.factors import scale_values
+from quasitile.codec.matrix import decode_matrix, decode_tile
 from quasitile.codec.packing import pack, unpack
 
 REMAINDER_UNITS = 254  # in a rounding step; 126 of them are just below a half
 
 
 class RankBlock(nn.Module):
-    """The trainable form of a block: spectral coefficients in units of the rounding step.
+    """The trainable form of a block: spectral coefficients and residual codes in units of their rounding steps.
 
     Args:
         block: Where to start from.
         tile: Where it lies.
-        transform: See `quasitile.codec.spectrum.TRANSFORMS`.
+        transforms: Of the factors and of the residual, see `quasitile.codec.spectrum.TRANSFORMS`.
     """
 
-    def __init__(self, block: Block, tile: Tile, transform: str) -> None:
+    def __init__(self, block: Block, tile: Tile, transforms: tuple[str, str]) -> None:
         super().__init__()
-        self.tile, self.transform = tile, transform
+        self.tile, self.transforms, self.residual_step = tile, transforms, block.residual_step
+        self.residual = nn.Parameter(block.residual.clone()) if block.residual is not None else None
         self.left = nn.Parameter(block.left.clone())
         self.right = nn.Parameter(block.right.clone())
         self.gain = nn.Parameter(torch.zeros_like(block.scale))  # logarithm of what training does to the scale
@@ -42,15 +45,40 @@ class RankBlock(nn.Module):
         scale = self.scale * self.gain.exp()
         return scale + (scale.to(torch.bfloat16).float() - scale).detach()
 
+    def coefficients(self) -> list[nn.Parameter]:
+        """What is measured in rounding steps and trained: factors, residual, or both."""
+        return [p for p in (self.left, self.right, self.residual) if p is not None and p.numel()]
+
     def rounded(self) -> Block:
         """The block with whole coefficients; gradients pass through the rounding."""
-        left = self.left + (self.left.round() - self.left).detach()
-        right = self.right + (self.right.round() - self.right).detach()
-        return Block(left, right, self.scaled())
+        residual = None if self.residual is None else straight_through(self.residual)
+        return Block(
+            straight_through(self.left),
+            straight_through(self.right),
+            self.scaled(),
+            residual=residual,
+            residual_step=self.residual_step,
+        )
+
+    def stored(self, coarser: float = 1.0) -> Block:
+        """The block as it would be stored now, with all steps `coarser` times as large."""
+        root = coarser**0.5
+        left, right = self.left.detach() / root, self.right.detach() / root
+        residual = None if self.residual is None else self.residual.detach() / coarser
+        exact = Block(left, right, self.scaled().detach() * coarser, None, residual, self.residual_step * coarser)
+        rounded = replace(
+            exact, left=left.round(), right=right.round(), residual=None if residual is None else residual.round()
+        )
+        return replace(rounded, remainders=exact.codes() - rounded.codes())
 
     def forward(self) -> Tensor:
         """The tile (P, Q)."""
-        return decode_tile(self.rounded(), self.transform)
+        return decode_tile(self.rounded(), *self.transforms)
+
+
+def straight_through(values: Tensor) -> Tensor:
+    """Whole numbers; gradients pass as if nothing had been rounded."""
+    return values + (values.round() - values).detach()
 
 
 class TiledMatrix(nn.Module):
@@ -96,14 +124,8 @@ class TiledMatrix(nn.Module):
         """
         skeleton = self._skeleton
         if skeleton is None:
-            return unpack(self.payload)
-        root = coarser**0.5
-        blocks = []
-        for block in self.rank_blocks():
-            left, right = block.left.detach() / root, block.right.detach() / root
-            remainders = symbols(left - left.round(), right - right.round())
-            blocks.append(Block(left.round(), right.round(), block.scaled().detach() * coarser, remainders))
-        return CodedMatrix(skeleton.tiling, blocks, skeleton.transform, skeleton.row_scales, skeleton.column_scales)
+            return unpack(self.payload, self.shape)
+        return replace(skeleton, blocks=[block.stored(coarser) for block in self.rank_blocks()])
 
     def rank_blocks(self) -> Iterator[RankBlock]:
         """The trainable blocks, in the order of the tiling."""
@@ -123,20 +145,24 @@ class TiledMatrix(nn.Module):
             generator: For the random distances.
             jitter: The largest random distance in steps, below 0.5.
         """
-        coded = unpack(self.payload)
+        coded = unpack(self.payload, self.shape)
+        transforms = coded.transform, coded.residual_transform
         first = 0
         for block in coded.blocks:
-            size = block.left.numel() + block.right.numel()
+            size = block.num_codes
             if self.remainders is None:
                 beside = jitter * (2 * torch.rand(size, generator=generator) - 1)
             else:
                 beside = self.remainders[first : first + size].clamp(-126, 126).float() / REMAINDER_UNITS
-            left, right = from_symbols(beside, *block.left.shape[:1], *block.right.shape[:1])
+            in_factors = block.left.numel() + block.right.numel()
+            left, right = from_symbols(beside[:in_factors], len(block.left), len(block.right))
             block.left += left
             block.right += right
+            if block.residual is not None:
+                block.residual += beside[in_factors:].view_as(block.residual)
             first += size
         self.blocks = nn.ModuleList(
-            RankBlock(block, tile, coded.transform) for block, tile in zip(coded.blocks, coded.tiling.tiles, strict=True)
+            RankBlock(block, tile, transforms) for block, tile in zip(coded.blocks, coded.tiling.tiles, strict=True)
         ).to(self.dense.device)
         self._skeleton = coded
         self._scales = scale_values(coded.row_scales)[:, None] * scale_values(coded.column_scales)
@@ -157,9 +183,7 @@ class TiledMatrix(nn.Module):
         Raises:
             ValueError: The bytes are no coded matrix of this shape.
         """
-        coded = unpack(self.payload)
-        if coded.tiling.shape != self.shape:
-            raise ValueError(f"the stored matrix is {coded.tiling.shape}, expected {self.shape}")
+        coded = unpack(self.payload, self.shape)
         self.dense = decode_matrix(coded).to(dtype=self.dense.dtype, device=self.payload.device)
 
     def weight_of(self, block: RankBlock) -> Tensor:

@@ -85,7 +85,7 @@ def load_trainable(model: str | Path) -> tuple[Any, Any]:
     remainders = read_remainders(model)
     for name, matrix in tiled_matrices(loaded).items():
         matrix.remainders = remainders.get(name)
-        size = sum(block.left.numel() + block.right.numel() for block in matrix.coded().blocks)
+        size = sum(block.num_codes for block in matrix.coded().blocks)
         if matrix.remainders is not None and matrix.remainders.shape != (size,):
             raise InputError(f"{model}: the remainders of {name} do not fit its blocks; delete remainders.safetensors")
     return loaded, tokenizer

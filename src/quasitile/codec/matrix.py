@@ -1,0 +1,209 @@
+"""A weight matrix as coded tiles and back: factors, their spectra, and the residual they leave."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from quasitile.codec.block import Block, CodedMatrix, Tile, Tiling
+from quasitile.codec.factors import damped_cholesky, encode_tile, scale_codes, scale_values
+from quasitile.codec.residual import feedback_codes, spectral_codes
+from quasitile.codec.spectrum import basis
+
+
+@dataclass(frozen=True)
+class Coding:
+    """How a matrix is coded.
+
+    Attributes:
+        transform: Of the factors, see `spectrum.TRANSFORMS`.
+        threshold: Dead zone of the factors' coefficients, in steps.
+        max_rank: A limit for every tile's rank; with a residual, nothing means 0.
+        price: See `factors.kept_rank`.
+        feedback: Let column bands make up for what later ones lost (factors alone).
+        damping: Share of the mean second moment added to its diagonal.
+        residual: Transform of the residual's tiles, or nothing for no residual. `identity` is coded
+            with feedback between single columns, others with feedback between column bands.
+        residual_threshold: Dead zone of the residual, in steps.
+        row_damping: Share of the mean output gradient added to every row's.
+    """
+
+    transform: str = "dct"
+    threshold: float = 0.5
+    max_rank: int | None = None
+    price: float = 1.0
+    feedback: bool = True
+    damping: float = 0.01
+    residual: str | None = None
+    residual_threshold: float = 0.5
+    row_damping: float = 0.0
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """A matrix in the domain where one step costs the same everywhere.
+
+    Attributes:
+        weight: (M, N) float64.
+        moment: (N, N) second moment of the scaled inputs.
+        lower: (N, N) its damped Cholesky factor.
+        row_codes: (M,) uint8, see `factors.scale_values`.
+        column_codes: (N,) uint8.
+    """
+
+    weight: Tensor
+    moment: Tensor
+    lower: Tensor
+    row_codes: Tensor
+    column_codes: Tensor
+
+
+def scaled(weight: Tensor, second_moment: Tensor, output_gradients: Tensor, coding: Coding) -> Scaled:
+    """Rows times the root of the output gradient; columns times the root of the moment, or its Cholesky diagonal.
+
+    Args:
+        weight: (M, N).
+        second_moment: (N, N) of the inputs.
+        output_gradients: (M,) mean squares of the gradient at each output.
+        coding: Decides the damping, and by its residual which column scale is right.
+    """
+    gradients = output_gradients.double()
+    row_codes = scale_codes((gradients + coding.row_damping * gradients.mean()).sqrt())
+    moment = second_moment.double()
+    power = moment.diagonal().sqrt() if coding.residual is None else damped_cholesky(moment, coding.damping).diagonal()
+    column_codes = scale_codes(power)
+    rows, columns = scale_values(row_codes).double(), scale_values(column_codes).double()
+    moment = moment / columns / columns[:, None]
+    return Scaled(
+        weight.double() * rows[:, None] * columns, moment, damped_cholesky(moment, coding.damping), row_codes, column_codes
+    )
+
+
+def encode_matrix(
+    weight: Tensor,
+    tiling: Tiling,
+    second_moment: Tensor,
+    output_gradients: Tensor,
+    step: float,
+    coding: Coding | None = None,
+) -> tuple[CodedMatrix, float]:
+    """Code a matrix at one rounding step.
+
+    Args:
+        weight: (M, N).
+        tiling: Of the same shape.
+        second_moment: (N, N) of the inputs.
+        output_gradients: (M,) mean squares of the gradient at each output.
+        step: Rounding step, in roots of nats; infinite for nothing at all.
+        coding: See `Coding`.
+
+    Returns:
+        The coded matrix, and its predicted damage in nats a token.
+    """
+    coding = coding or Coding()
+    problem = scaled(weight, second_moment, output_gradients, coding)
+    if coding.residual is None:
+        blocks, damage = encode_factors(problem, tiling, step, coding)
+    else:
+        blocks, damage = encode_with_residual(problem, tiling, step, coding)
+    ordered = [blocks[tile] for tile in tiling.tiles]
+    codes = problem.row_codes, problem.column_codes
+    return CodedMatrix(tiling, ordered, coding.transform, *codes, coding.residual or "identity"), damage
+
+
+def encode_factors(problem: Scaled, tiling: Tiling, step: float, coding: Coding) -> tuple[dict[Tile, Block], float]:
+    """Rank blocks alone, and the predicted damage.
+
+    With feedback, column bands are coded from last to first inside each row band, and what a band
+    lost is handed to the bands before it, as the second moment says they can make up for it (the
+    block form of Cholesky feedback); tiles are then whitened by the diagonal blocks of the Cholesky
+    factor. Without, each tile is whitened by its own columns' second moment.
+    """
+    blocks: dict[Tile, Block] = {}
+    damage = 0.0
+    lower, moment, num_columns = problem.lower, problem.moment, problem.weight.shape[1]
+    for band in row_bands(tiling):
+        errors = torch.zeros(band[0].shape[0], num_columns, dtype=torch.float64)
+        for tile in reversed(band):
+            columns = tile.columns
+            inner = lower[columns, columns] if coding.feedback else damped_cholesky(moment[columns, columns], coding.damping)
+            target = original = problem.weight[tile.rows, columns]
+            if coding.feedback and tile.column_stop < num_columns:
+                later = errors[:, tile.column_stop :] @ lower[tile.column_stop :, columns]
+                target = target + torch.linalg.solve_triangular(inner, later, upper=False, left=False)
+            block = encode_tile(target, inner, step, coding.transform, coding.threshold, coding.max_rank, coding.price)
+            decoded = decode_tile(block, coding.transform, "identity").double()
+            errors[:, columns] = original - decoded
+            damage += 0.5 * float(((target - decoded) @ inner).square().sum())
+            blocks[tile] = block
+    return blocks, damage
+
+
+def encode_with_residual(problem: Scaled, tiling: Tiling, step: float, coding: Coding) -> tuple[dict[Tile, Block], float]:
+    """Rank blocks of at most `max_rank`, each whitened by its own columns' moment, and the quantised rest."""
+    few = replace(coding, residual=None, max_rank=coding.max_rank or 0, feedback=False)
+    if few.max_rank and step < float("inf"):
+        blocks, _ = encode_factors(problem, tiling, step, few)
+    else:
+        blocks = {tile: empty_block(tile) for tile in tiling.tiles}
+    rest = problem.weight.clone()
+    for tile, block in blocks.items():
+        if block.rank:
+            rest[tile.rows, tile.columns] -= decode_tile(block, coding.transform, "identity").double()
+    if step == float("inf"):
+        return blocks, 0.5 * float((rest @ problem.lower).square().sum())
+    if coding.residual == "identity":
+        codes, exact = feedback_codes(rest, problem.lower, step, coding.residual_threshold)
+    else:
+        assert coding.residual is not None
+        codes, exact = spectral_codes(rest, tiling, coding.residual, problem.lower, step, coding.residual_threshold)
+    for tile, block in blocks.items():
+        block.residual = codes[tile.rows, tile.columns].float()
+        block.residual_step = step
+        beside = (exact - codes)[tile.rows, tile.columns].float().clamp(-0.499, 0.499).flatten()
+        block.remainders = beside if block.remainders is None else torch.cat([block.remainders, beside])
+        rest[tile.rows, tile.columns] -= residual_part(block, coding.residual).double()
+    return blocks, 0.5 * float((rest @ problem.lower).square().sum())
+
+
+def empty_block(tile: Tile) -> Block:
+    """A block of rank 0."""
+    rows, columns = tile.shape
+    return Block(torch.zeros(rows, 0), torch.zeros(columns, 0), torch.zeros(0))
+
+
+def row_bands(tiling: Tiling) -> list[list[Tile]]:
+    """Tiles grouped by their rows, each group ordered by columns."""
+    bands: dict[tuple[int, int], list[Tile]] = {}
+    for tile in tiling.tiles:
+        bands.setdefault((tile.row_start, tile.row_stop), []).append(tile)
+    return [sorted(band, key=lambda tile: tile.column_start) for band in bands.values()]
+
+
+def decode_tile(block: Block, transform: str, residual_transform: str) -> Tensor:
+    """The tile (P, Q) that a block stands for (paper Eq. 4), in the block's dtype."""
+    if block.residual is not None and not block.rank:
+        return residual_part(block, residual_transform)
+    left = basis(transform, block.left.shape[0], block.left.dtype).T @ (block.left * block.scale)
+    right = basis(transform, block.right.shape[0], block.right.dtype).T @ block.right
+    product = left @ right.T
+    return product if block.residual is None else product + residual_part(block, residual_transform)
+
+
+def residual_part(block: Block, transform: str) -> Tensor:
+    """What the residual adds to the tile (P, Q)."""
+    assert block.residual is not None
+    if transform == "identity":
+        return block.residual * block.residual_step
+    down, across = (basis(transform, size, block.residual.dtype) for size in block.residual.shape)
+    return down.T @ block.residual @ across * block.residual_step
+
+
+def decode_matrix(coded: CodedMatrix) -> Tensor:
+    """The dense weight (M, N), float32."""
+    weight = torch.zeros(coded.tiling.shape)
+    for tile, block in zip(coded.tiling.tiles, coded.blocks, strict=True):
+        weight[tile.rows, tile.columns] = decode_tile(block, coded.transform, coded.residual_transform)
+    return weight / scale_values(coded.row_scales)[:, None] / scale_values(coded.column_scales)

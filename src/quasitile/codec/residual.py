@@ -1,0 +1,77 @@
+"""The quantised remainder of a matrix: one whole number an entry, all worth the same damage.
+
+In the scaled domain (see `factors`) with `H = L L^T`, a column's error costs `L_jj^2` times its
+square once the columns before it have made up for what they can; so columns are scaled by `L_jj`
+and one step serves all entries of all matrices (docs/mathematics.md).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from quasitile.codec.block import Tiling
+from quasitile.codec.spectrum import basis, round_with_dead_zone
+
+
+def feedback_codes(target: Tensor, lower: Tensor, step: float, threshold: float = 0.5, width: int = 64) -> tuple[Tensor, Tensor]:
+    """Round columns from last to first, each corrected for what later ones lost (Cholesky feedback).
+
+    The error `E` obeys `(E L)_j = (t_j - w_j) L_jj` with `t_j` the corrected column, so each entry of
+    `E L` is a rounding error of its own: what GPTQ does, in the form that shows the step.
+
+    Args:
+        target: (M, N) in float64 or float32.
+        lower: (N, N) lower triangular with `H = L L^T`.
+        step: Of every column.
+        threshold: Dead zone in steps.
+        width: Columns that are corrected together; changes the speed only.
+
+    Returns:
+        Codes (M, N), and the values in steps (M, N) that they were rounded from.
+    """
+    num_columns = target.shape[1]
+    errors, codes, exact = torch.zeros_like(target), torch.zeros_like(target), torch.zeros_like(target)
+    diagonal = lower.diagonal()
+    for stop in range(num_columns, 0, -width):
+        start = max(0, stop - width)
+        moved = target[:, start:stop] + errors[:, stop:] @ (lower[stop:, start:stop] / diagonal[start:stop])
+        inner = lower[start:stop, start:stop] / diagonal[start:stop]
+        lost = torch.zeros_like(moved)
+        for j in range(stop - start - 1, -1, -1):
+            wanted = (moved[:, j] + lost[:, j + 1 :] @ inner[j + 1 :, j]) / step
+            rounded = round_with_dead_zone(wanted, threshold)
+            exact[:, start + j], codes[:, start + j] = wanted, rounded
+            lost[:, j] = target[:, start + j] - rounded * step
+        errors[:, start:stop] = lost
+    return codes, exact
+
+
+def spectral_codes(
+    target: Tensor, tiling: Tiling, transform: str, lower: Tensor, step: float, threshold: float = 0.5
+) -> tuple[Tensor, Tensor]:
+    """Round the spectrum of each tile (paper 3.2.1, two-dimensional), with feedback between column bands.
+
+    Args:
+        target: (M, N).
+        tiling: Whose tiles are transformed, each by itself.
+        transform: See `quasitile.codec.spectrum.TRANSFORMS`.
+        lower: As for `feedback_codes`.
+        step: Of every coefficient.
+        threshold: Dead zone in steps.
+
+    Returns:
+        Codes (M, N) and the values in steps they were rounded from, both in the place of their tiles.
+    """
+    errors, codes, exact = torch.zeros_like(target), torch.zeros_like(target), torch.zeros_like(target)
+    for tile in sorted(tiling.tiles, key=lambda tile: -tile.column_start):
+        rows, columns = tile.rows, tile.columns
+        moved = target[rows, columns]
+        if tile.column_stop < target.shape[1]:
+            later = errors[rows, tile.column_stop :] @ lower[tile.column_stop :, columns]
+            moved = moved + torch.linalg.solve_triangular(lower[columns, columns], later, upper=False, left=False)
+        down, across = (basis(transform, size, target.dtype) for size in tile.shape)
+        exact[rows, columns] = down @ moved @ across.T / step
+        codes[rows, columns] = round_with_dead_zone(exact[rows, columns], threshold)
+        errors[rows, columns] = target[rows, columns] - step * (down.T @ codes[rows, columns] @ across)
+    return codes, exact
