@@ -84,7 +84,7 @@ def test_only_the_chosen_share_of_blocks_learns(compressed, reading, text_file, 
 
 
 def test_a_section_that_costs_too_much_is_undone(compressed, reading, text_file, tmp_path):
-    ruinous = settings(learning_rate=30, replay_weight=0, gate_nats=1e-6)
+    ruinous = settings(learning_rate=3000, replay_weight=0, gate_nats=1e-6)
     summary = adapt(compressed, reading, tmp_path / "out", text=text_file, settings=ruinous)
     assert summary["num_undone"] == summary["num_sections"]
     before, _ = load_model(compressed)

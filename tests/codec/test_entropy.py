@@ -54,7 +54,11 @@ def test_the_bits_are_within_three_per_cent_of_the_entropy(spread):
 
 @settings(deadline=None, max_examples=40)
 @given(
-    st.integers(0, 30), st.integers(0, 30), st.sampled_from([0.0, 0.1, 2.0, 500.0]), st.integers(0, NUM_SHAPES - 1), st.integers(0, 9)
+    st.integers(0, 30),
+    st.integers(0, 30),
+    st.sampled_from([0.0, 0.1, 2.0, 500.0]),
+    st.integers(0, NUM_SHAPES - 1),
+    st.integers(0, 9),
 )
 def test_any_codes_come_back(rows, columns, spread, shape, seed):
     rng = np.random.default_rng(seed)

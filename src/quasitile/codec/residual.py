@@ -14,7 +14,9 @@ from quasitile.codec.block import Tiling
 from quasitile.codec.spectrum import basis, round_with_dead_zone
 
 
-def feedback_codes(target: Tensor, lower: Tensor, step: float, threshold: float = 0.5, width: int = 64) -> tuple[Tensor, Tensor]:
+def feedback_codes(
+    target: Tensor, lower: Tensor, step: float, threshold: float = 0.5, width: int = 64
+) -> tuple[Tensor, Tensor]:
     """Round columns from last to first, each corrected for what later ones lost (Cholesky feedback).
 
     The error `E` obeys `(E L)_j = (t_j - w_j) L_jj` with `t_j` the corrected column, so each entry of
