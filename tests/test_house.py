@@ -11,7 +11,8 @@ SOURCE = Path(quasitile.__file__).parent
 # A folder may use those before it, never those after it (docs/architecture.md).
 ORDER = (
     "errors", "settings", "progress", "folders", "codec", "checkpoint", "runtime", "compress", "reading", "evaluate", "align",
-    "adapt", "report", "recipe", "run", "cli",
+    "adapt",
+    "baselines", "report", "recipe", "run", "cli",
 )  # fmt: skip
 FREE_OF_TORCH = ("reading", "report")
 
