@@ -28,12 +28,14 @@ SettingsType = TypeVar("SettingsType", bound=Settings)
 class Data(Settings):
     """Which data a run uses; empty means none. `embedded:NAME` is what the package carries."""
 
-    text: str = Field("", description="general text for calibration, alignment and replay; empty: sampled from the model")
-    general: str = Field("", description="held-out general text")
-    domain: str = Field("", description="held-out text of the field; empty: the held-out papers")
-    entities: tuple[str, ...] = Field((), description="one annotated file, or one to learn from and one to test on")
+    text: str = Field(
+        default="", description="general text for calibration, alignment and replay; empty: sampled from the model"
+    )
+    general: str = Field(default="", description="held-out general text")
+    domain: str = Field(default="", description="held-out text of the field; empty: the held-out papers")
+    entities: tuple[str, ...] = Field(default=(), description="one annotated file, or one to learn from and one to test on")
     properties: str = ""
-    choices: dict[str, str] = Field({}, description="multiple-choice questions or a glossary, by name")
+    choices: dict[str, str] = Field(default={}, description="multiple-choice questions or a glossary, by name")
 
 
 class Recipe(Settings):
@@ -42,7 +44,7 @@ class Recipe(Settings):
     name: str = "run"
     model: str = f"{EMBEDDED}base"
     papers: str = f"{EMBEDDED}papers"
-    seed: int = Field(0, description="of every stage that has none of its own")
+    seed: int = Field(default=0, description="of every stage that has none of its own")
     data: Data = Data()
     inspect: InspectSettings = InspectSettings()
     sample: SampleSettings = SampleSettings()

@@ -15,24 +15,28 @@ class AdaptSettings(Settings):
     """How sections are read."""
 
     order: Literal[*ORDERS] = "reading"  # type: ignore[valid-type]
-    rounds: int = Field(1, ge=1, description="times the corpus is read from the first section to the last")
-    steps_per_section: int = Field(4, ge=1)
-    max_sections: int = Field(0, ge=0, description="read only so many, evenly spread; 0 for all")
-    num_asked: int = Field(3, ge=0, description="questions the model is asked before it is taught a section")
-    num_questions: int = Field(16, ge=1, description="of the section in a gradient step, all phrasings counted")
-    num_revisited: int = Field(16, ge=0, description="of earlier sections in a gradient step")
-    trace: Literal["none", "before", "after"] = Field("none", description="where the reasoning trace is trained")
-    text_weight: float = Field(0.5, ge=0, description="of the section's own text")
-    text_tokens: int = Field(256, ge=2, description="of the section's text in a step")
-    replay_weight: float = Field(1.0, ge=0, description="of staying close to the teacher on general text")
-    replay_windows: int = Field(4, ge=0, description="of general text in a step")
-    replay_tokens: int = Field(128, ge=2, description="a window")
+    rounds: int = Field(default=1, ge=1, description="times the corpus is read from the first section to the last")
+    steps_per_section: int = Field(default=4, ge=1)
+    max_sections: int = Field(default=0, ge=0, description="read only so many, evenly spread; 0 for all")
+    num_asked: int = Field(default=3, ge=0, description="questions the model is asked before it is taught a section")
+    num_questions: int = Field(default=16, ge=1, description="of the section in a gradient step, all phrasings counted")
+    num_revisited: int = Field(default=16, ge=0, description="of earlier sections in a gradient step")
+    trace: Literal["none", "before", "after"] = Field(default="none", description="where the reasoning trace is trained")
+    text_weight: float = Field(default=0.5, ge=0, description="of the section's own text")
+    text_tokens: int = Field(default=256, ge=2, description="of the section's text in a step")
+    replay_weight: float = Field(default=1.0, ge=0, description="of staying close to the teacher on general text")
+    replay_windows: int = Field(default=4, ge=0, description="of general text in a step")
+    replay_tokens: int = Field(default=128, ge=2, description="a window")
     select: Literal[*SELECTIONS] = "usage"  # type: ignore[valid-type]
-    select_share: float = Field(0.5, gt=0, le=1, description="of the blocks that learn from a section")
-    learning_rate: float = Field(0.05, gt=0, description="rounding steps a step of Adam")
-    jitter: float = Field(0.45, ge=0, lt=0.5, description="how far coefficients start from their whole numbers, at random")
-    gate_nats: float = Field(0.05, gt=0, description="a section that costs more general loss than this is undone")
-    forget_nats: float = Field(0.1, gt=0, description="what the whole reading may cost; replay weighs more the more is used up")
-    gate_windows: int = Field(8, ge=1, description="of general text that the gate watches")
-    max_new_tokens: int = Field(24, ge=1)
+    select_share: float = Field(default=0.5, gt=0, le=1, description="of the blocks that learn from a section")
+    learning_rate: float = Field(default=0.05, gt=0, description="rounding steps a step of Adam")
+    jitter: float = Field(
+        default=0.45, ge=0, lt=0.5, description="how far coefficients start from their whole numbers, at random"
+    )
+    gate_nats: float = Field(default=0.05, gt=0, description="a section that costs more general loss than this is undone")
+    forget_nats: float = Field(
+        default=0.1, gt=0, description="what the whole reading may cost; replay weighs more the more is used up"
+    )
+    gate_windows: int = Field(default=8, ge=1, description="of general text that the gate watches")
+    max_new_tokens: int = Field(default=24, ge=1)
     seed: int = 0

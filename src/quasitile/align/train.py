@@ -24,21 +24,23 @@ from quasitile.settings import Settings
 class AlignSettings(Settings):
     """How the compressed model is aligned."""
 
-    num_steps: int = Field(80, ge=0)
-    batch_size: int = Field(16, ge=1)
-    num_tokens: int = Field(256, ge=2, description="a window")
-    learning_rate: float = Field(0.005, gt=0, description="rounding steps a step of Adam")
-    scale_learning_rate: float = Field(0.005, ge=0, description="of the components' scales, relative")
-    jitter: float = Field(0.45, ge=0, lt=0.5, description="how far coefficients start from their whole numbers, at random")
-    norm_learning_rate: float = Field(3e-3, ge=0, description="of norms and biases")
-    hidden_weight: float = Field(1.0, ge=0, description="of the distance between hidden states (Eq. 5)")
+    num_steps: int = Field(default=80, ge=0)
+    batch_size: int = Field(default=16, ge=1)
+    num_tokens: int = Field(default=256, ge=2, description="a window")
+    learning_rate: float = Field(default=0.005, gt=0, description="rounding steps a step of Adam")
+    scale_learning_rate: float = Field(default=0.005, ge=0, description="of the components' scales, relative")
+    jitter: float = Field(
+        default=0.45, ge=0, lt=0.5, description="how far coefficients start from their whole numbers, at random"
+    )
+    norm_learning_rate: float = Field(default=3e-3, ge=0, description="of norms and biases")
+    hidden_weight: float = Field(default=1.0, ge=0, description="of the distance between hidden states (Eq. 5)")
     divergence: Literal[*DIVERGENCES] = "kl"  # type: ignore[valid-type]
-    reading: Literal[*READINGS] = Field("features", description="of a hidden state as a distribution")  # type: ignore[valid-type]
-    layers: tuple[int, ...] | None = Field(None, description="whose states count, 0 the embedding's; nothing for all")
-    temperature: float = Field(1.0, gt=0, description="of the next-token distributions")
-    logit_weight: float = Field(1.0, ge=0, description="of the KL between next-token distributions")
-    language_model_weight: float = Field(0.0, ge=0)
-    held_out_windows: int = Field(16, ge=1, description="windows of the text never trained on, for the curve")
+    reading: Literal[*READINGS] = Field(default="features", description="of a hidden state as a distribution")  # type: ignore[valid-type]
+    layers: tuple[int, ...] | None = Field(default=None, description="whose states count, 0 the embedding's; nothing for all")
+    temperature: float = Field(default=1.0, gt=0, description="of the next-token distributions")
+    logit_weight: float = Field(default=1.0, ge=0, description="of the KL between next-token distributions")
+    language_model_weight: float = Field(default=0.0, ge=0)
+    held_out_windows: int = Field(default=16, ge=1, description="windows of the text never trained on, for the curve")
     seed: int = 0
 
 

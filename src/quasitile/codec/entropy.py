@@ -135,7 +135,7 @@ def _runs(levels: NDArray[np.uint8]) -> tuple[NDArray[np.intp], list[tuple[int, 
     order = np.argsort(levels, axis=None, kind="stable")
     sizes = np.bincount(levels.ravel(), minlength=NUM_LEVELS)
     stops = sizes.cumsum()
-    return order, [(level, int(stops[level] - sizes[level]), int(stops[level])) for level in np.flatnonzero(sizes)]
+    return order, [(level, int(stops[level] - sizes[level]), int(stops[level])) for level in np.flatnonzero(sizes).tolist()]
 
 
 def encode_codes(

@@ -20,11 +20,11 @@ from quasitile.settings import Settings
 class SampleSettings(Settings):
     """How text is sampled from the model itself."""
 
-    num_texts: int = Field(512, ge=1)
-    num_tokens: int = Field(128, ge=8, description="a text")
-    temperature: float = Field(1.0, gt=0)
-    top_k: int = Field(0, ge=0, description="0 for no limit")
-    batch_size: int = Field(256, ge=1)
+    num_texts: int = Field(default=512, ge=1)
+    num_tokens: int = Field(default=128, ge=8, description="a text")
+    temperature: float = Field(default=1.0, gt=0)
+    top_k: int = Field(default=0, ge=0, description="0 for no limit")
+    batch_size: int = Field(default=256, ge=1)
     seed: int = 0
 
 
