@@ -35,6 +35,26 @@ def test_the_size_is_met_within_one_per_cent_and_never_exceeded(model_folder, te
     assert summary["original_bytes"] == 2 * summary["num_parameters"]
 
 
+@pytest.mark.parametrize("truncation", ["energy", "low_pass", "budget"])
+def test_a_truncated_model_meets_its_size_too(model_folder, text_file, tmp_path, truncation):
+    spectrum = {"truncation": truncation, "keep": 0.6}
+    shares = []
+    for name, chosen in (("plain", {}), ("truncated", spectrum)):
+        changes = settings(size="60%", spectrum=chosen)
+        summary = compress(model_folder, tmp_path / name, text=text_file, settings=changes)
+        assert 0.95 * summary["target_bytes"] < summary["stored_bytes"] <= summary["target_bytes"]
+        shares.append(summary["matrices"][0]["kept_share"])
+    assert shares[1] < shares[0]
+
+
+def test_a_truncation_that_would_do_nothing_is_refused():
+    with pytest.raises(ValueError, match=r"keep=0\.5 needs a truncation"):
+        settings(spectrum={"keep": 0.5})
+    with pytest.raises(ValueError, match="nothing to truncate"):
+        settings(spectrum={"truncation": "budget", "keep": 0.5}, residual="identity")
+    assert settings(spectrum={"truncation": "budget", "keep": 0.5}, residual="identity", max_rank=2)
+
+
 def test_a_size_in_parameters_limits_stored_numbers(model_folder, text_file, tmp_path):
     summary = compress(model_folder, tmp_path / "out", text=text_file, settings=settings(size="0.02M"))
     assert 0.98 * 20_000 < summary["stored_parameters"] <= 20_000

@@ -138,7 +138,9 @@ def _runs(levels: NDArray[np.uint8]) -> tuple[NDArray[np.intp], list[tuple[int, 
     return order, [(level, int(stops[level] - sizes[level]), int(stops[level])) for level in np.flatnonzero(sizes)]
 
 
-def encode_codes(codes: NDArray[np.int64], levels: NDArray[np.uint8], shape: int) -> tuple[NDArray[np.uint32], NDArray[np.int32]]:
+def encode_codes(
+    codes: NDArray[np.int64], levels: NDArray[np.uint8], shape: int
+) -> tuple[NDArray[np.uint32], NDArray[np.int32]]:
     """The codes of a tile as 32-bit words, and those too large for a symbol in order of their place.
 
     Args:
@@ -160,7 +162,9 @@ def encode_codes(codes: NDArray[np.int64], levels: NDArray[np.uint8], shape: int
     return coder.get_compressed(), np.concatenate([np.zeros(0), *reversed(escapes)]).astype(np.int32)
 
 
-def decode_codes(words: NDArray[np.uint32], escapes: NDArray[np.int32], levels: NDArray[np.uint8], shape: int) -> NDArray[np.int32]:
+def decode_codes(
+    words: NDArray[np.uint32], escapes: NDArray[np.int32], levels: NDArray[np.uint8], shape: int
+) -> NDArray[np.int32]:
     """The codes (P, Q) that `encode_codes` wrote.
 
     Raises:

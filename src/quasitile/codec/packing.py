@@ -121,8 +121,14 @@ def pack(coded: CodedMatrix) -> Tensor:
     step = coded.blocks[0].residual_step if residual is not None else 0.0
     parts = [
         HEADER.pack(
-            MAGIC, *coded.tiling.shape, len(coded.blocks), num_components, len(corners),
-            transforms.index(coded.transform), kind, step,
+            MAGIC,
+            *coded.tiling.shape,
+            len(coded.blocks),
+            num_components,
+            len(corners),
+            transforms.index(coded.transform),
+            kind,
+            step,
         ),
         encode_bytes(coded.row_scales.numpy()),
         encode_bytes(coded.column_scales.numpy()),
