@@ -47,6 +47,22 @@ def test_a_truncated_model_meets_its_size_too(model_folder, text_file, tmp_path,
     assert shares[1] < shares[0]
 
 
+@pytest.mark.parametrize(
+    "changes", [{"size": "40%"}, {"size": "0.02M"}, {"size": "60%", "residual": "identity", "max_rank": 2}]
+)
+def test_the_hierarchical_tiling_is_laid_out_by_the_weights(model_folder, text_file, tmp_path, changes):
+    chosen = settings(tiling={"name": "hierarchical", "short": 16}, **changes)
+    summary = compress(model_folder, tmp_path / "out", text=text_file, settings=chosen)
+    if summary["target_bytes"]:
+        assert 0.95 * summary["target_bytes"] < summary["stored_bytes"] <= summary["target_bytes"]
+    model, _ = load_model(tmp_path / "out")
+    for matrix in tiled_matrices(model).values():
+        assert matrix.coded().tiling.covers_exactly()
+        dense = matrix.dense.clone()
+        matrix.make_trainable()
+        assert_close(matrix.weight(), dense, **CLOSE)
+
+
 def test_a_truncation_that_would_do_nothing_is_refused():
     with pytest.raises(ValueError, match=r"keep=0\.5 needs a truncation"):
         settings(spectrum={"keep": 0.5})

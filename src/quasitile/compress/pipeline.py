@@ -18,7 +18,8 @@ from quasitile.codec.spectrum import TRANSFORMS, TRUNCATIONS
 from quasitile.codec.tiling import TILINGS
 from quasitile.compress.allocate import Coded, Job, allocate
 from quasitile.compress.calibrate import calibrate, compressible_layers
-from quasitile.compress.size import parse_size
+from quasitile.compress.layout import deflate_where_it_pays
+from quasitile.compress.size import BITS_OF_NUMBER, parse_size
 from quasitile.compress.text import read_texts, token_windows
 from quasitile.errors import InputError
 from quasitile.folders import stage_folder, write_json
@@ -150,9 +151,13 @@ def compress(
         def num_numbers(coded: dict[str, Coded]) -> int:
             return sum(result.num_numbers for result in coded.values()) + sum(rest)
 
+        workers = settings.workers or len(os.sched_getaffinity(0))
+        if settings.tiling.name == "hierarchical":
+            room = (target.num_bytes or (target.num_parameters or 0) * BITS_OF_NUMBER / 8) - 2 * sum(rest)
+            jobs = deflate_where_it_pays(jobs, coding, room, settings.tiling.short, settings.tiling.seed, workers)
         measure, limit = (num_bytes, target.num_bytes) if target.num_bytes is not None else (num_numbers, target.num_parameters)
         assert limit is not None
-        coded, step = allocate(jobs, coding, measure, limit, settings.workers or len(os.sched_getaffinity(0)))
+        coded, step = allocate(jobs, coding, measure, limit, workers)
         convert(dense, {name: result.matrix for name, result in coded.items()}, tied)
         save_model(dense, tokenizer, stage.path, trainable=True)
         stage.summary |= {

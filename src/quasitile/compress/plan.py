@@ -11,11 +11,9 @@ from pydantic import Field
 from quasitile.checkpoint.shards import DTYPE_BYTES, tensor_headers
 from quasitile.codec.tiling import TILINGS
 from quasitile.compress.pipeline import TilingSettings
-from quasitile.compress.size import parse_size
+from quasitile.compress.size import BITS_OF_NUMBER, parse_size
 from quasitile.folders import stage_folder, write_json
 from quasitile.settings import Settings
-
-BITS_OF_NUMBER = 3.5  # of a stored number at a quarter of the bytes (docs/results/demo.md: 3,472,884 bytes, 7,910,973 numbers)
 
 
 class InspectSettings(Settings):
