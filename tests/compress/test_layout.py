@@ -73,7 +73,7 @@ def test_the_cost_of_tiles_is_what_coding_them_costs(coding):
         expected = sum(tile_cost(problem, tile, step, coding) for tile in tiling.tiles)
         coded, damage = encode_matrix(job.weight, tiling, job.moments.inputs, job.moments.outputs, step, coding)
         actual = 2 * damage + step**2 * math.log(2) / 6 * 8 * estimated_bytes(coded)
-        assert expected == pytest.approx(actual, rel=0.25), name
+        assert expected == pytest.approx(actual, rel=0.15), name
 
 
 def test_the_chosen_tiling_costs_no_more_than_either_extreme():

@@ -45,23 +45,25 @@ def tile_cost(problem: Scaled, tile: Tile, step: float, coding: Coding) -> float
     """Squared error that a tile leaves in the scaled domain, plus what its bits are worth at this step.
 
     From the singular values of the whitened tile: components that do not pay are lost, the others cost
-    rounding and bits. A residual takes what they leave for white noise. What a truncation other than
-    the dead zone drops is not foreseen.
+    rounding and bits. A residual codes what they leave, entries as large as their row and column say.
+    What a truncation other than the dead zone drops is not foreseen.
     """
     num_rows, num_columns = tile.shape
     whitener = problem.lower[tile.columns, tile.columns]
     limit = coding.max_rank if coding.residual is None else coding.max_rank or 0
-    target = problem.weight[tile.rows, tile.columns]
-    if limit == 0:
-        rank, bits, lost = 0, 0.0, float((target @ whitener).square().sum())
-    else:
-        _, values, right = whitened_svd(target, whitener)
+    target = rest = problem.weight[tile.rows, tile.columns]
+    rank, bits = 0, 0.0
+    if limit != 0:
+        left, values, right = whitened_svd(target, whitener)
         moment = float(whitener.square().sum()) / num_columns
         rank, bits = kept_rank(values[:limit], right.norm(dim=0)[:limit], tile.shape, step, moment, coding.price)
-        lost = float(values[rank:].square().sum())
-    if coding.residual is not None:
-        power = lost / (num_rows * num_columns)
-        bits += num_rows * num_columns * float(rounded_normal_bits(torch.tensor(math.sqrt(power) / step)))
-        lost = num_rows * num_columns * min(power, step**2 / 12)
+        rest = target - left[:, :rank] * values[:rank] @ right[:, :rank].T
+    if coding.residual is None:
+        lost = float((rest @ whitener).square().sum())
+    else:
+        power = rest.square()
+        power = torch.outer(power.mean(1), power.mean(0)) / power.mean().clamp_min(1e-30)
+        bits += float(rounded_normal_bits(power.sqrt() / step).sum())
+        lost = float(power.clamp_max(step**2 / 12).sum())
     rounding = rank * (num_rows + num_columns) * step**2 / 12
     return lost + rounding + coding.price * step**2 * math.log(2) / 6 * (bits + BITS_OF_TILE)
