@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from quasitile import InputError, compress, inspect, load_model, sample
 from quasitile.checkpoint import stored_bytes
-from quasitile.compress import CompressSettings, SampleSettings, token_windows
+from quasitile.compress import CompressSettings, InspectSettings, SampleSettings, token_windows
 from quasitile.compress.allocate import next_point, solve
 from quasitile.compress.calibrate import calibrate, compressible_layers
 from quasitile.compress.refit import pack_within
@@ -225,6 +225,27 @@ def test_inspect_reads_headers_only(model_folder, tmp_path):
     row = next(row for row in plan["sizes"] if row["size"] == "25%")
     assert row["bits_per_weight"] == pytest.approx(4)
     assert json.loads((tmp_path / "plan" / "plan.json").read_text()) == json.loads(json.dumps(plan))
+
+
+def test_inspect_draws_the_largest_matrix_or_the_one_that_is_named(model_folder, tmp_path):
+    changes = InspectSettings.model_validate({"tiling": {"short": 16, "name": "penrose"}})
+    plan = inspect(model_folder, settings=changes, picture=tmp_path / "largest.svg")
+    for file, row in (
+        ("largest.svg", max(plan["matrices"], key=lambda row: row["shape"][0] * row["shape"][1])),
+        ("other.svg", plan["matrices"][3]),
+    ):
+        inspect(model_folder, settings=changes, picture=tmp_path / "other.svg", matrix=row["name"])
+        assert row["name"] in (tmp_path / file).read_text()
+        assert (tmp_path / file).read_text().count('class="tile"') == row["num_tiles"]
+    with pytest.raises(InputError, match=r"no matrix model\.layers\.0\.mlp\.up; did you mean model\.layers\.0\.mlp\.up_proj"):
+        inspect(model_folder, picture=tmp_path / "x.svg", matrix="model.layers.0.mlp.up")
+    with pytest.raises(InputError, match="is a folder"):
+        inspect(model_folder, picture=tmp_path)
+    inspect(model_folder, picture=tmp_path / "new" / "x.svg")
+    assert (tmp_path / "new" / "x.svg").is_file()
+    with pytest.raises(InputError, match="give --picture"):
+        inspect(model_folder, matrix="model.embed_tokens")
+    assert not (tmp_path / "x.svg").exists()
 
 
 def test_sampling_follows_the_models_distribution(tokenizer):
