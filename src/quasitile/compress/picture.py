@@ -12,7 +12,7 @@ COLOURS = ("#77aadd", "#ee8866", "#eedd88", "#44bb99", "#ffaabb", "#99ddff", "#b
 OTHER = "#d5d5d0"  # shapes that cover little, mostly tiles cut off by the edge
 LEAST_SHARE = 0.02  # of the area, for a colour of its own
 LARGEST = 720  # pixels of the longer side
-LEFT, TOP, LEGEND_WIDTH, LINE = 44, 92, 300, 26
+LEFT, TOP, LEGEND_WIDTH, LINE = 44, 92, 380, 26
 
 
 def tiling_svg(tiling: Tiling, title: str, note: str = "") -> str:
