@@ -14,10 +14,16 @@ from quasitile.compress import CompressSettings
 from quasitile.runtime import tiled_matrices
 
 
-@pytest.fixture(scope="module")
-def compressed(tmp_path_factory, model_folder, text_file):
+@pytest.fixture(scope="module", params=["none", "identity"], ids=["factors", "residual"])
+def compressed(request, tmp_path_factory, model_folder, text_file):
     out = tmp_path_factory.mktemp("align") / "compressed"
-    settings = {"size": "35%", "tiling": {"short": 16}, "calibration": {"num_windows": 6, "num_tokens": 32}, "workers": 1}
+    settings = {
+        "size": "35%",
+        "residual": request.param,
+        "tiling": {"short": 16},
+        "calibration": {"num_windows": 6, "num_tokens": 32},
+        "workers": 1,
+    }
     compress(model_folder, out, text=text_file, settings=CompressSettings.model_validate(settings))
     return out
 
@@ -74,7 +80,7 @@ def test_uniform_logits_cost_the_logarithm_of_the_vocabulary():
 
 
 def test_alignment_lowers_the_divergence_within_the_same_bytes(compressed, model_folder, text_file, tmp_path):
-    chosen = settings(learning_rate=0.02, num_steps=40)
+    chosen = settings(learning_rate=0.05, num_steps=40)
     summary = align(compressed, tmp_path / "out", teacher=model_folder, text=text_file, settings=chosen)
     rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 40

@@ -25,9 +25,13 @@ def settings(**changes):
     return CompressSettings.model_validate({**BASE, **changes})
 
 
+FORMS = {"factors": {"residual": "none"}, "residual": {}, "both, spectral": {"residual": "dct", "max_rank": 2}}
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 @pytest.mark.parametrize(("size", "share"), [("60%", 0.6), ("30%", 0.3)])
-def test_the_size_is_met_within_one_per_cent_and_never_exceeded(model_folder, text_file, tmp_path, size, share):
-    summary = compress(model_folder, tmp_path / "out", text=text_file, settings=settings(size=size))
+def test_the_size_is_met_within_one_per_cent_and_never_exceeded(model_folder, text_file, tmp_path, size, share, form):
+    summary = compress(model_folder, tmp_path / "out", text=text_file, settings=settings(size=size, **form))
     stored = stored_bytes(tmp_path / "out")
     assert summary["stored_bytes"] == stored
     assert stored <= summary["target_bytes"] == int(share * summary["original_bytes"])
@@ -37,10 +41,9 @@ def test_the_size_is_met_within_one_per_cent_and_never_exceeded(model_folder, te
 
 @pytest.mark.parametrize("truncation", ["energy", "low_pass", "budget"])
 def test_a_truncated_model_meets_its_size_too(model_folder, text_file, tmp_path, truncation):
-    spectrum = {"truncation": truncation, "keep": 0.6}
     shares = []
-    for name, chosen in (("plain", {}), ("truncated", spectrum)):
-        changes = settings(size="60%", spectrum=chosen)
+    for name, spectrum in (("plain", {}), ("truncated", {"truncation": truncation, "keep": 0.6})):
+        changes = settings(size="60%", spectrum=spectrum, residual="none")
         summary = compress(model_folder, tmp_path / name, text=text_file, settings=changes)
         assert 0.95 * summary["target_bytes"] < summary["stored_bytes"] <= summary["target_bytes"]
         shares.append(summary["matrices"][0]["kept_share"])
@@ -48,7 +51,13 @@ def test_a_truncated_model_meets_its_size_too(model_folder, text_file, tmp_path,
 
 
 @pytest.mark.parametrize(
-    "changes", [{"size": "40%"}, {"size": "0.02M"}, {"size": "60%", "residual": "identity", "max_rank": 2}]
+    "changes",
+    [
+        {"size": "40%", "residual": "none"},
+        {"size": "0.02M", "residual": "none"},
+        {"size": "60%", "max_rank": 2},
+        {"size": "60%"},
+    ],
 )
 def test_the_hierarchical_tiling_is_laid_out_by_the_weights(model_folder, text_file, tmp_path, changes):
     chosen = settings(tiling={"name": "hierarchical", "short": 16}, **changes)
@@ -67,21 +76,24 @@ def test_a_truncation_that_would_do_nothing_is_refused():
     with pytest.raises(ValueError, match=r"keep=0\.5 needs a truncation"):
         settings(spectrum={"keep": 0.5})
     with pytest.raises(ValueError, match="nothing to truncate"):
-        settings(spectrum={"truncation": "budget", "keep": 0.5}, residual="identity")
-    assert settings(spectrum={"truncation": "budget", "keep": 0.5}, residual="identity", max_rank=2)
+        settings(spectrum={"truncation": "budget", "keep": 0.5})
+    for spectral in ({"max_rank": 2}, {"residual": "none"}, {"residual": "dct"}):
+        assert settings(spectrum={"truncation": "budget", "keep": 0.5}, **spectral)
 
 
-def test_a_size_in_parameters_limits_stored_numbers(model_folder, text_file, tmp_path):
-    summary = compress(model_folder, tmp_path / "out", text=text_file, settings=settings(size="0.02M"))
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_a_size_in_parameters_limits_stored_numbers(model_folder, text_file, tmp_path, form):
+    summary = compress(model_folder, tmp_path / "out", text=text_file, settings=settings(size="0.02M", **form))
     assert 0.98 * 20_000 < summary["stored_parameters"] <= 20_000
 
 
-def test_more_bytes_less_damage(model_folder, text_file, tmp_path):
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_more_bytes_less_damage(model_folder, text_file, tmp_path, form):
     original, _ = load_model(model_folder)
     tokens = torch.arange(8, 136).view(4, 32)
     errors = []
     for size in ("20%", "40%", "80%"):
-        compress(model_folder, tmp_path / "out", text=text_file, settings=settings(size=size))
+        compress(model_folder, tmp_path / "out", text=text_file, settings=settings(size=size, **form))
         model, _ = load_model(tmp_path / "out")
         with torch.no_grad():
             errors.append(float((model(tokens).logits - original(tokens).logits).square().mean()))
@@ -167,21 +179,24 @@ def test_layers_are_found_by_structure(tokenizer):
     assert not tied
 
 
-def test_trained_blocks_are_packed_within_the_budget(model_folder, text_file, tmp_path):
-    compress(model_folder, tmp_path / "out", text=text_file, settings=settings(size="40%"))
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_trained_blocks_are_packed_within_the_budget(model_folder, text_file, tmp_path, form):
+    compress(model_folder, tmp_path / "out", text=text_file, settings=settings(size="40%", **form))
     model, _ = load_model(tmp_path / "out")
     limit = sum(matrix.payload.numel() for matrix in tiled_matrices(model).values())
     generator = torch.Generator().manual_seed(0)
     for matrix in tiled_matrices(model).values():
         matrix.make_trainable()
         for block in matrix.rank_blocks():
-            block.left.data += 3 * torch.randn(block.left.shape, generator=generator)  # training made them larger
+            for values in block.coefficients():
+                values.data += 3 * torch.randn(values.shape, generator=generator)  # training made them larger
     assert pack_within(model, limit) > 1
     assert limit * 0.9 < sum(matrix.payload.numel() for matrix in tiled_matrices(model).values()) <= limit
 
 
-def test_untrained_blocks_are_packed_unchanged(model_folder, text_file, tmp_path):
-    compress(model_folder, tmp_path / "out", text=text_file, settings=settings(size="40%"))
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_untrained_blocks_are_packed_unchanged(model_folder, text_file, tmp_path, form):
+    compress(model_folder, tmp_path / "out", text=text_file, settings=settings(size="40%", **form))
     model, _ = load_model(tmp_path / "out")
     before = {name: matrix.payload.clone() for name, matrix in tiled_matrices(model).items()}
     for matrix in tiled_matrices(model).values():

@@ -195,7 +195,7 @@ def decode_codes(
 def encode_bytes(values: NDArray[np.uint8]) -> bytes:
     """Side information of similar size (levels, scales): mean, spread, word count, and a stream of words."""
     mean = round(float(values.mean())) if len(values) else 0
-    spread = max(0.3, float(values.astype(np.float64).std()))
+    spread = max(0.3, float(values.astype(np.float64).std())) if len(values) else 0.3
     spread_code = int(np.clip(np.rint(np.log2(spread) * 8) + 32, 0, 255))
     coder = constriction.stream.stack.AnsCoder()
     coder.encode_reverse(values.astype(np.int32), _byte_model(mean, spread_code))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from quasitile.codec.block import Tiling
-from quasitile.codec.spectrum import Truncation, basis, round_with_dead_zone
+from quasitile.codec.spectrum import PLAIN, Truncation, basis, round_with_dead_zone
 
 
 def feedback_codes(
@@ -50,7 +50,7 @@ def feedback_codes(
 
 
 def spectral_codes(
-    target: Tensor, tiling: Tiling, transform: str, lower: Tensor, step: float, truncation: Truncation
+    target: Tensor, tiling: Tiling, transform: str, lower: Tensor, step: float, truncation: Truncation = PLAIN
 ) -> tuple[Tensor, Tensor]:
     """Round the spectrum of each tile (paper 3.2.1, two-dimensional), with feedback between column bands.
 

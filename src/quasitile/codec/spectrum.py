@@ -203,3 +203,6 @@ class Truncation:
         keep = TRUNCATIONS[self.rule](values, self.keep, num_axes)
         nothing = torch.zeros_like(values)
         return torch.where(keep, rounded, nothing), torch.where(keep, values, nothing)
+
+
+PLAIN = Truncation()  # rounding alone

@@ -69,7 +69,7 @@ class CompressSettings(Settings):
     size: str = Field("25%", description="share of bf16 bytes (25%), bytes (4GB) or stored parameters (7B)")
     tiling: TilingSettings = TilingSettings()
     spectrum: SpectrumSettings = SpectrumSettings()
-    residual: Literal["none", *TRANSFORMS] = Field("none", description="transform of the quantised rest of a tile")  # type: ignore[valid-type]
+    residual: Literal["none", *TRANSFORMS] = Field("identity", description="transform of the quantised rest of a tile")  # type: ignore[valid-type]
     residual_threshold: float = Field(0.5, ge=0.5, description="dead zone of the residual in steps")
     row_damping: float = Field(0.0, ge=0, description="share of the mean output gradient that every row gets at least")
     max_rank: int | None = Field(None, ge=0, description="a limit; with a residual, nothing means no factors")
