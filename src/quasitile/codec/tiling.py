@@ -123,7 +123,7 @@ class Stretch:
 
     def finest(self, short: int) -> list[Stretch]:
         """What stands in its place at level 0."""
-        parts = [self]
+        parts: list[Stretch] = [self]
         for _ in range(self.level):
             parts = [smaller for part in parts for smaller in part.deflated(short)]
         return parts

@@ -35,7 +35,8 @@ def deflate_where_it_pays(jobs: list[Job], coding: Coding, num_bytes: float, sho
 
     def laid_out(job: Job) -> Job:
         problem = scaled(job.weight, job.moments.inputs, job.moments.outputs, coding)
-        tiling = hierarchical(*job.weight.shape, short, seed, cost=lambda tile: tile_cost(problem, tile, step, coding))
+        num_rows, num_columns = job.weight.shape
+        tiling = hierarchical(num_rows, num_columns, short, seed, cost=lambda tile: tile_cost(problem, tile, step, coding))
         return replace(job, tiling=tiling)
 
     return in_threads(laid_out, jobs, workers, "deflate tiles")

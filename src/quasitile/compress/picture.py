@@ -34,7 +34,7 @@ def tiling_svg(tiling: Tiling, title: str, note: str = "") -> str:
     by_area = sorted(counts, key=lambda shape: (-counts[shape] * shape[0] * shape[1], shape))
     least = LEAST_SHARE * num_rows * num_columns
     common = [shape for shape in by_area if counts[shape] * shape[0] * shape[1] >= least] or by_area[:1]
-    colours = dict(zip(common, COLOURS, strict=False))
+    colours: dict[tuple[int, int], str] = dict(zip(common, COLOURS, strict=False))
     stroke = min(1.0, 0.08 * scale * min(map(min, colours)))
     drawn = "".join(_tile(tile, scale, colours.get(tile.shape, OTHER)) for tile in tiling.tiles)
     shapes = f"{len(counts)} shapes" if len(counts) > 1 else "one shape"
