@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.fft import dct
 from scipy.linalg import hadamard
@@ -142,6 +142,7 @@ def slow_mask(rule, values, amount, num_axes):
 
 
 @pytest.mark.parametrize("rule", TRUNCATIONS)
+@settings(deadline=None)
 @given(st.integers(1, 9), st.integers(1, 9), st.sampled_from([0.05, 0.3, 0.55, 0.9]), st.integers(1, 2), st.integers(0, 99))
 def test_a_truncation_keeps_what_a_slow_one_keeps(rule, rows, columns, amount, num_axes, seed):
     values = torch.randn(rows, columns, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
