@@ -2,6 +2,7 @@
 
     python benchmarks/quality.py MODEL --text TRAIN.jsonl --general TEST.jsonl [--bits 4 3 2 1] [--seeds 3] [--only best paper]
 
+`--gptq` adds GPTQ at these fixed rates (groups of 64, every matrix, the embedding too) and `best` at the bytes it takes.
 `--bits` are stored bits an original weight, everything in the file counted. A seed draws other
 calibration text and other labels. Damage is the rise of the loss on `--general` over the original, in
 nats a token; mean and half the width of the 95 % interval. Writes a JSON line a run to `--out`.
@@ -11,18 +12,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections import defaultdict
 from pathlib import Path
 
 from rich.console import Console
+from torch import Tensor
 
 from codec import interval  # the benchmark beside this one
 from quasitile import load_model
+from quasitile.baselines import gptq
 from quasitile.codec.matrix import Coding, decode_matrix
 from quasitile.codec.tiling import TILINGS
-from quasitile.compress.allocate import Job, allocate
-from quasitile.compress.calibrate import calibrate, compressible_layers
+from quasitile.compress.allocate import Coded, Job, allocate
+from quasitile.compress.calibrate import Moments, calibrate, compressible_layers
 from quasitile.compress.text import read_texts, token_windows
 from quasitile.evaluate import text_loss
 from quasitile.progress import set_quiet, table
@@ -51,9 +53,11 @@ def main() -> None:
     parser.add_argument("--text", required=True)
     parser.add_argument("--general", required=True)
     parser.add_argument("--bits", type=float, nargs="+", default=[4, 3, 2, 1])
+    parser.add_argument("--gptq", type=int, nargs="*", default=[])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--windows", type=int, default=96)
+    parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=20000, help="of the general text that is scored")
     parser.add_argument("--out", type=Path, default=Path("quality.jsonl"))
     args = parser.parse_args()
@@ -67,36 +71,47 @@ def main() -> None:
     rest = sum(2 * p.numel() + 140 for n, p in model.named_parameters() if n.removesuffix(".weight") not in layers) + 200
     reference = text_loss(model, tokenizer, general, max_tokens=args.tokens)["nats_per_token"]
     screen.print(f"{num_parameters:,} parameters, original {reference:.4f} nats a token", style="dim")
-    found = defaultdict(list)
+    found: defaultdict[tuple[str, float], list[float]] = defaultdict(list)
+
+    def measure(coded: dict[str, Coded]) -> int:
+        return rest + sum(result.payload.numel() + 140 for result in coded.values())
+
+    def damage_of(weights: dict[str, Tensor]) -> float:
+        for name, weight in weights.items():
+            layers[name].weight.data.copy_(weight)
+        damage = text_loss(model, tokenizer, general, max_tokens=args.tokens)["nats_per_token"] - reference
+        for name, weight in original.items():
+            layers[name].weight.data.copy_(weight)
+        return damage
+
+    def record(variant: str, bits: float, seed: int, num_bytes: int, damage: float, **more: float) -> None:
+        found[variant, bits].append(damage)
+        line = {"variant": variant, "bits": bits, "seed": seed, "stored_bytes": num_bytes, "damage_nats": damage, **more}
+        with args.out.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(line) + "\n")
+
+    def run(variant: str, label: str, bits: float, target: int, seed: int, moments: dict[str, Moments]) -> None:
+        tiling, coding = VARIANTS[variant]
+        jobs = [Job(name, weight, TILINGS[tiling](*weight.shape, 96, seed), moments[name]) for name, weight in original.items()]
+        coded, step = allocate(jobs, coding, measure, target, args.workers)
+        damage = damage_of({name: decode_matrix(result.matrix) for name, result in coded.items()})
+        predicted = sum(result.damage_nats for result in coded.values())
+        record(label, bits, seed, measure(coded), damage, predicted_nats=predicted, step=step)
+
     for seed in range(args.seeds):
-        windows = token_windows(tokenizer, texts, 256, args.windows, seed)
-        moments = calibrate(model, windows, 8, seed)
-        for name in args.only:
-            tiling, coding = VARIANTS[name]
-            jobs = [
-                Job(layer, weight, TILINGS[tiling](*weight.shape, 96, seed), moments[layer])
-                for layer, weight in original.items()
-            ]
+        moments = calibrate(model, token_windows(tokenizer, texts, 256, args.windows, seed), 8, seed)
+        for bits in args.gptq:
+            results = {name: gptq(weight, moments[name].inputs, bits) for name, weight in original.items()}
+            num_bytes = rest + round(sum(stored * original[name].numel() / 8 for name, (_, stored) in results.items()))
+            record("GPTQ", bits, seed, num_bytes, damage_of({name: rounded for name, (rounded, _) in results.items()}))
+            run("best", "best at GPTQ's bytes", bits, num_bytes, seed, moments)
+        for variant in args.only:
             for bits in args.bits:
-                started = time.monotonic()
-                target = int(bits * num_parameters / 8)
-                measure = lambda coded: rest + sum(result.payload.numel() + 140 for result in coded.values())  # noqa: E731
-                coded, step = allocate(jobs, coding, measure, target, 2)
-                for layer, result in coded.items():
-                    layers[layer].weight.data.copy_(decode_matrix(result.matrix))
-                damage = text_loss(model, tokenizer, general, max_tokens=args.tokens)["nats_per_token"] - reference
-                for layer, weight in original.items():
-                    layers[layer].weight.data.copy_(weight)
-                found[name, bits].append(damage)
-                line = {
-                    "variant": name, "bits": bits, "seed": seed, "stored_bytes": measure(coded), "damage_nats": damage,
-                    "predicted_nats": sum(result.damage_nats for result in coded.values()), "step": step,
-                    "seconds": round(time.monotonic() - started, 1),
-                }  # fmt: skip
-                with args.out.open("a", encoding="utf-8") as lines:
-                    lines.write(json.dumps(line) + "\n")
-    rows = [(name, *(interval(found[name, bits]) for bits in args.bits)) for name in args.only]
-    headings = ("variant", *(f"{bits:g} bits" for bits in args.bits))
+                run(variant, variant, bits, int(bits * num_parameters / 8), seed, moments)
+    variants = dict.fromkeys(variant for variant, _ in found)
+    sizes = sorted({bits for _, bits in found}, reverse=True)
+    rows = [(v, *(interval(found[v, bits]) if (v, bits) in found else "" for bits in sizes)) for v in variants]
+    headings = ("variant", *(f"{bits:g} bits" for bits in sizes))
     screen.print(table(f"damage in nats a token, {args.seeds} seeds", headings, rows))
 
 

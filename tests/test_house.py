@@ -8,10 +8,10 @@ import pytest
 import quasitile
 
 SOURCE = Path(quasitile.__file__).parent
-# A folder may use those before it, never those after it (docs/architecture.md).
+# A folder may use those before it, never those after it (README.md, Where things are).
 ORDER = (
     "errors", "settings", "progress", "folders", "codec", "checkpoint", "runtime", "compress", "reading", "evaluate", "align",
-    "adapt", "report", "recipe", "run", "cli",
+    "adapt", "baselines", "report", "recipe", "run", "cli",
 )  # fmt: skip
 FREE_OF_TORCH = ("reading", "report")
 

@@ -3,11 +3,24 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
+from scipy.spatial.distance import jensenshannon
+from scipy.stats import entropy, wasserstein_distance
 
 from quasitile import AlignSettings, InputError, align, compress, load_model
-from quasitile.align.losses import hidden_error, hidden_kl, language_model_nats, logit_kl, mean_hidden_kl
+from quasitile.align.losses import (
+    DIVERGENCES,
+    READINGS,
+    hidden_error,
+    hidden_kl,
+    hidden_loss,
+    language_model_nats,
+    logit_kl,
+    mean_hidden_kl,
+    normal_density,
+)
 from quasitile.align.train import make_trainable, train_step
 from quasitile.checkpoint import stored_bytes
 from quasitile.compress import CompressSettings
@@ -18,7 +31,7 @@ from quasitile.runtime import tiled_matrices
 def compressed(request, tmp_path_factory, model_folder, text_file):
     out = tmp_path_factory.mktemp("align") / "compressed"
     settings = {
-        "size": "35%",
+        "size": {"none": "35%", "identity": "15%"}[request.param],
         "residual": request.param,
         "tiling": {"short": 16},
         "calibration": {"num_windows": 6, "num_tokens": 32},
@@ -52,20 +65,93 @@ def test_a_loss_is_zero_for_equals_and_positive_otherwise(loss):
     assert float(loss(x + torch.arange(7.0), x)) > 0.01
 
 
-def test_gradients_are_right_in_float64():
-    teacher = torch.randn(1, 2, 5, dtype=torch.float64)
+PAIRS = [(reading, divergence) for reading in READINGS for divergence in DIVERGENCES]
 
-    def kl(student):  # the loss itself computes in float32; its formula is checked here in float64
-        p, q = teacher.log_softmax(-1), student.log_softmax(-1)
-        return (p.exp() * (p - q)).sum(-1).mean()
 
-    student = torch.randn(1, 2, 5, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(kl, (student,))
-    expected = torch.autograd.grad(kl(student), student)[0]
-    single = student.detach().float().requires_grad_()
-    torch.testing.assert_close(
-        torch.autograd.grad(hidden_kl(single, teacher.float()), single)[0].double(), expected, rtol=1e-4, atol=1e-5
+def states(seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(2, 6, 5, dtype=dtype, generator=generator), 0.5 + 2 * torch.randn(
+        2, 6, 5, dtype=dtype, generator=generator
     )
+
+
+HEAD = torch.randn(5, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
+
+
+def project(hidden):
+    return hidden @ HEAD.to(hidden.dtype)
+
+
+@pytest.mark.parametrize(("reading", "divergence"), PAIRS)
+def test_every_hidden_loss_is_zero_for_equals_and_positive_otherwise(reading, divergence):
+    student, teacher = states()
+    assert float(hidden_loss([teacher], [teacher], divergence, reading, project)) == pytest.approx(0, abs=1e-9)
+    assert float(hidden_loss([student], [teacher], divergence, reading, project)) > 0.001
+
+
+@pytest.mark.parametrize(("reading", "divergence"), PAIRS)
+def test_gradients_are_right_in_float64(reading, divergence):
+    student, teacher = states()
+    student.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: hidden_loss([x], [teacher], divergence, reading, project), (student,), atol=1e-4)
+
+
+def scipy_distance(divergence, p, q):
+    if divergence == "kl":
+        return entropy(q, p)
+    if divergence == "js":
+        return jensenshannon(p, q) ** 2
+    if divergence == "w1":
+        line = np.linspace(0, 1, len(p))
+        return wasserstein_distance(line, line, p, q)
+    return ((p - q) ** 2).sum()
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("reading", ["features", "vocabulary"])
+def test_categorical_losses_are_those_of_scipy(reading, divergence):
+    student, teacher = states()
+    through = project if reading == "vocabulary" else lambda hidden: hidden
+    ours, theirs = (through(x).softmax(-1).flatten(0, 1).numpy() for x in (student, teacher))
+    expected = np.mean([scipy_distance(divergence, p, q) for p, q in zip(ours, theirs, strict=True)])
+    assert float(hidden_loss([student], [teacher], divergence, reading, project)) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_gaussian_losses_are_the_integrals(divergence):
+    student, teacher = states()
+    (m1, s1), (m2, s2) = (normal_density(x) for x in (student, teacher))
+    x = torch.linspace(-30, 30, 200_001, dtype=torch.float64)[:, None]
+    p, q = (torch.exp(-0.5 * ((x - m) / s) ** 2) / (s * math.sqrt(2 * math.pi)) for m, s in ((m1, s1), (m2, s2)))
+    width = float(x[1] - x[0])
+    middle, tiny = (p + q) / 2, 1e-300
+    integrals = {
+        "kl": (q * ((q + tiny).log() - (p + tiny).log())).sum(0) * width,
+        "js": 0.5 * ((q * ((q + tiny) / (middle + tiny)).log()) + (p * ((p + tiny) / (middle + tiny)).log())).sum(0) * width,
+        "w1": (p.cumsum(0) - q.cumsum(0)).abs().sum(0) * width * width,
+        "mse": (m1 - m2) ** 2 + (s1 - s2) ** 2,
+    }
+    found = float(hidden_loss([student], [teacher], divergence, "gaussian"))
+    assert found == pytest.approx(float(integrals[divergence].mean()), rel=2e-3)
+
+
+def test_chosen_layers_and_temperature():
+    a, b = torch.zeros(1, 1, 2), torch.tensor([[[0.0, 2.0]]])
+    assert float(hidden_loss([a, b], [b, b], layers=[0])) == pytest.approx(float(hidden_kl(a, b)))
+    assert float(hidden_loss([a, b], [b, b], layers=[-1])) == 0
+    with pytest.raises(ValueError, match="beyond the 2"):
+        hidden_loss([a, b], [b, b], layers=[2])
+    assert float(logit_kl(a, b, 2.0)) == pytest.approx(4 * float(hidden_kl(a / 2, b / 2)))
+
+
+@pytest.mark.parametrize(("reading", "divergence"), PAIRS)
+def test_a_step_of_alignment_works_with_every_loss(compressed, model_folder, reading, divergence):
+    student, _ = load_model(compressed)
+    teacher = load_model(model_folder)[0].requires_grad_(False)
+    chosen = settings(reading=reading, divergence=divergence, layers=[-2, -1])
+    losses = train_step(student, teacher, torch.arange(8, 72).view(2, 32), make_trainable(student, chosen), chosen)
+    assert all(math.isfinite(value) for value in losses.values())
+    assert losses[next(name for name in losses if name.startswith("hidden"))] > 0
 
 
 def test_the_mean_is_over_layers_and_their_number_must_agree():
@@ -80,7 +166,7 @@ def test_uniform_logits_cost_the_logarithm_of_the_vocabulary():
 
 
 def test_alignment_lowers_the_divergence_within_the_same_bytes(compressed, model_folder, text_file, tmp_path):
-    chosen = settings(learning_rate=0.05, num_steps=40)
+    chosen = settings(learning_rate=0.02, num_steps=40)
     summary = align(compressed, tmp_path / "out", teacher=model_folder, text=text_file, settings=chosen)
     rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 40

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from quasitile.align.losses import language_model_nats, logit_kl, mean_hidden_kl
+from quasitile.align.losses import DIVERGENCES, READINGS, hidden_loss, language_model_nats, logit_kl
 from quasitile.checkpoint import stored_bytes
 from quasitile.compress.refit import pack_within
 from quasitile.compress.text import read_texts, token_windows
@@ -31,7 +31,11 @@ class AlignSettings(Settings):
     scale_learning_rate: float = Field(0.005, ge=0, description="of the components' scales, relative")
     jitter: float = Field(0.45, ge=0, lt=0.5, description="how far coefficients start from their whole numbers, at random")
     norm_learning_rate: float = Field(3e-3, ge=0, description="of norms and biases")
-    hidden_weight: float = Field(1.0, ge=0, description="of the KL between hidden states (Eq. 5)")
+    hidden_weight: float = Field(1.0, ge=0, description="of the distance between hidden states (Eq. 5)")
+    divergence: Literal[*DIVERGENCES] = "kl"  # type: ignore[valid-type]
+    reading: Literal[*READINGS] = Field("features", description="of a hidden state as a distribution")  # type: ignore[valid-type]
+    layers: tuple[int, ...] | None = Field(None, description="whose states count, 0 the embedding's; nothing for all")
+    temperature: float = Field(1.0, gt=0, description="of the next-token distributions")
     logit_weight: float = Field(1.0, ge=0, description="of the KL between next-token distributions")
     language_model_weight: float = Field(0.0, ge=0)
     held_out_windows: int = Field(16, ge=1, description="windows of the text never trained on, for the curve")
@@ -59,7 +63,7 @@ def align(
     settings = settings or AlignSettings()
     if not is_compressed(model):
         raise InputError(f"{model} is not compressed; make it with `quasitile compress`")
-    original, _ = load_model(teacher)
+    original = load_model(teacher)[0].requires_grad_(False)
     student, tokenizer = load_trainable(model)
     if original.config.vocab_size != student.config.vocab_size:
         raise InputError(
@@ -155,15 +159,23 @@ def train_step(
         InputError: The loss is not finite.
     """
     hidden = settings.hidden_weight > 0
-    with torch.inference_mode(), half_precision():
+    with torch.no_grad(), half_precision():
         target = teacher(batch, output_hidden_states=hidden, use_cache=False)
     with half_precision():
         output = student(batch, output_hidden_states=hidden, use_cache=False)
-    losses = {"logit_kl_nats": logit_kl(output.logits, target.logits)}
+    losses = {"logit_kl_nats": logit_kl(output.logits, target.logits, settings.temperature)}
     loss = settings.logit_weight * losses["logit_kl_nats"]
     if hidden:
-        losses["hidden_kl_nats"] = mean_hidden_kl(output.hidden_states, target.hidden_states)
-        loss = loss + settings.hidden_weight * losses["hidden_kl_nats"]
+        name = f"hidden_{settings.divergence}" + ("_nats" if settings.divergence in ("kl", "js") else "")
+        losses[name] = hidden_loss(
+            output.hidden_states,
+            target.hidden_states,
+            settings.divergence,
+            settings.reading,
+            lambda states: through_head(teacher, states, target.hidden_states[-1]),
+            settings.layers,
+        )
+        loss = loss + settings.hidden_weight * losses[name]
     if settings.language_model_weight > 0:
         losses["language_model_nats"] = language_model_nats(output.logits, batch)
         loss = loss + settings.language_model_weight * losses["language_model_nats"]
@@ -173,6 +185,16 @@ def train_step(
     loss.backward()
     optimizer.step()
     return {"loss": loss.item(), **{name: value.item() for name, value in losses.items()}}
+
+
+def through_head(teacher: Any, states: Tensor, last: Tensor) -> Tensor:
+    """What the teacher's output head makes of hidden states (..., D): logits (..., V).
+
+    Each token's state is brought to the power of the head's usual input, `last`, which stands for the
+    final norm; states after that norm pass unchanged.
+    """
+    power = [values.float().square().mean(-1, keepdim=True).clamp_min(1e-12).sqrt() for values in (last, states)]
+    return teacher.get_output_embeddings()((states * (power[0] / power[1])).to(states.dtype))
 
 
 def half_precision() -> torch.autocast:
