@@ -83,6 +83,14 @@ def test_an_output_folder_with_other_things(quasitile, model_folder, text_file, 
     assert (tmp_path / "thesis.tex").read_text() == "precious"
 
 
+def test_a_picture_of_a_tiling(quasitile, model_folder, tmp_path):
+    changes = ("--set", "tiling.name=hierarchical", "--set", "tiling.short=16")
+    status, _ = quasitile("inspect", model_folder, "--picture", tmp_path / "tiling.svg", *changes)
+    assert status == 0
+    assert "hierarchical tiling of" in (tmp_path / "tiling.svg").read_text()
+    refused(quasitile("inspect", model_folder, "--picture", tmp_path / "x.svg", "--matrix", "nothing"), "no matrix nothing")
+
+
 def compress_here(quasitile, model_folder, text_file, out):
     return quasitile(
         "compress", model_folder, out, "--text", text_file, "--size", "60%",

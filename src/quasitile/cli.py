@@ -55,10 +55,12 @@ def run(
 def inspect(
     model: str,
     out: Annotated[Path | None, typer.Option("--out", help="Also write plan.json into this folder.")] = None,
+    picture: Annotated[Path | None, typer.Option("--picture", help="Also draw a tiling: an SVG file.")] = None,
+    matrix: Annotated[str | None, typer.Option("--matrix", help="Whose tiling is drawn; else the largest's.")] = None,
     changes: Set = None,
 ) -> None:
     """Sizes, matrices and what a budget would buy; reads headers only."""
-    plan = quasitile.inspect(model, out, settings_of(quasitile.InspectSettings, changes))
+    plan = quasitile.inspect(model, out, settings_of(quasitile.InspectSettings, changes), picture=picture, matrix=matrix)
     rows = [
         (row["size"], human_bytes(row["stored_bytes"]), f"{row['bits_per_weight']:.2f}", f"{row['mean_rank']:.1f}")
         for row in plan["sizes"]

@@ -17,6 +17,8 @@ from quasitile.codec.factors import (
     whitened_svd,
 )
 from quasitile.codec.matrix import Coding, decode_matrix, encode_matrix
+from quasitile.codec.packing import pack, unpack
+from quasitile.codec.spectrum import TRANSFORMS
 from quasitile.codec.tiling import TILINGS
 
 EXACT = TOLERANCE[torch.float64]
@@ -152,6 +154,50 @@ def test_a_rank_limit_holds():
     weight, moment, gradients = problem()
     coded, _ = encode_matrix(weight, TILINGS["grid"](60, 48, 16, 0), moment, gradients, 1e-3, Coding(max_rank=3))
     assert max(block.rank for block in coded.blocks) == 3
+
+
+@pytest.mark.parametrize("rule", ["energy", "low_pass", "budget"])
+@pytest.mark.parametrize("residual", [None, "dct"], ids=["factors", "residual"])
+def test_truncation_lowers_what_is_kept_and_its_damage_is_predicted(rule, residual):
+    weight, moment, gradients = problem()
+    tiling = TILINGS["penrose"](60, 48, 16, 0)
+    kept, damages = [], []
+    for keep in (1.0, 0.6, 0.3):
+        coding = Coding(truncation=rule, keep=keep, residual=residual, damping=1e-6)
+        coded, predicted = encode_matrix(weight, tiling, moment, gradients, 0.05, coding)
+        kept.append(sum(int(block.codes().count_nonzero()) for block in coded.blocks))
+        damages.append(true_damage(weight, decode_matrix(coded), moment, gradients))
+        assert predicted == pytest.approx(damages[-1], rel=0.05)
+    assert kept == sorted(kept, reverse=True)
+    assert damages == sorted(damages)
+    assert kept[-1] < 0.75 * kept[0]
+    plain, _ = encode_matrix(weight, tiling, moment, gradients, 0.05, Coding(residual=residual, damping=1e-6))
+    assert kept[0] == sum(int(block.codes().count_nonzero()) for block in plain.blocks)
+
+
+def test_low_pass_leaves_no_high_frequency_in_factors_or_residual():
+    weight, moment, gradients = problem()
+    tiling = TILINGS["grid"](60, 48, 16, 0)
+    coding = Coding(truncation="low_pass", keep=0.5, residual="wavelet", max_rank=2)
+    coded, _ = encode_matrix(weight, tiling, moment, gradients, 0.05, coding)
+    for block in coded.blocks:
+        rows, columns = len(block.left), len(block.right)
+        assert block.left[math.ceil(rows / 2) :].abs().sum() == block.right[math.ceil(columns / 2) :].abs().sum() == 0
+        assert block.residual[math.ceil(rows / 2) :].abs().sum() == block.residual[:, math.ceil(columns / 2) :].abs().sum() == 0
+        assert block.residual.count_nonzero() > 0
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("residual", [None, "same"], ids=["factors", "residual"])
+def test_every_transform_codes_a_matrix(transform, residual):
+    weight, moment, gradients = problem()
+    tiling = TILINGS["penrose"](60, 48, 16, 0)
+    coding = Coding(transform=transform, residual=transform if residual else None, max_rank=4 if residual else None)
+    coded, _ = encode_matrix(weight, tiling, moment, gradients, 1e-3, coding)
+    back = unpack(pack(coded))
+    assert (back.transform, back.residual_transform) == (transform, transform if residual else "identity")
+    assert torch.equal(decode_matrix(back), decode_matrix(coded))
+    assert float((weight - decode_matrix(back)).norm() / weight.norm()) < 0.02
 
 
 def test_scales_are_within_an_eighth_of_an_octave():

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from quasitile import InputError, compress, inspect, load_model, sample
 from quasitile.checkpoint import stored_bytes
-from quasitile.compress import CompressSettings, SampleSettings, token_windows
+from quasitile.compress import CompressSettings, InspectSettings, SampleSettings, token_windows
 from quasitile.compress.allocate import next_point, solve
 from quasitile.compress.calibrate import calibrate, compressible_layers
 from quasitile.compress.refit import pack_within
@@ -37,6 +37,48 @@ def test_the_size_is_met_within_one_per_cent_and_never_exceeded(model_folder, te
     assert stored <= summary["target_bytes"] == int(share * summary["original_bytes"])
     assert stored > 0.95 * summary["target_bytes"]  # a tiny model's headers are a large share of it
     assert summary["original_bytes"] == 2 * summary["num_parameters"]
+
+
+@pytest.mark.parametrize("truncation", ["energy", "low_pass", "budget"])
+def test_a_truncated_model_meets_its_size_too(model_folder, text_file, tmp_path, truncation):
+    shares = []
+    for name, spectrum in (("plain", {}), ("truncated", {"truncation": truncation, "keep": 0.6})):
+        changes = settings(size="60%", spectrum=spectrum, residual="none")
+        summary = compress(model_folder, tmp_path / name, text=text_file, settings=changes)
+        assert 0.95 * summary["target_bytes"] < summary["stored_bytes"] <= summary["target_bytes"]
+        shares.append(summary["matrices"][0]["kept_share"])
+    assert shares[1] < shares[0]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"size": "40%", "residual": "none"},
+        {"size": "0.02M", "residual": "none"},
+        {"size": "60%", "max_rank": 2},
+        {"size": "60%"},
+    ],
+)
+def test_the_hierarchical_tiling_is_laid_out_by_the_weights(model_folder, text_file, tmp_path, changes):
+    chosen = settings(tiling={"name": "hierarchical", "short": 16}, **changes)
+    summary = compress(model_folder, tmp_path / "out", text=text_file, settings=chosen)
+    if summary["target_bytes"]:
+        assert 0.95 * summary["target_bytes"] < summary["stored_bytes"] <= summary["target_bytes"]
+    model, _ = load_model(tmp_path / "out")
+    for matrix in tiled_matrices(model).values():
+        assert matrix.coded().tiling.covers_exactly()
+        dense = matrix.dense.clone()
+        matrix.make_trainable()
+        assert_close(matrix.weight(), dense, **CLOSE)
+
+
+def test_a_truncation_that_would_do_nothing_is_refused():
+    with pytest.raises(ValueError, match=r"keep=0\.5 needs a truncation"):
+        settings(spectrum={"keep": 0.5})
+    with pytest.raises(ValueError, match="nothing to truncate"):
+        settings(spectrum={"truncation": "budget", "keep": 0.5})
+    for spectral in ({"max_rank": 2}, {"residual": "none"}, {"residual": "dct"}):
+        assert settings(spectrum={"truncation": "budget", "keep": 0.5}, **spectral)
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
@@ -198,6 +240,27 @@ def test_inspect_reads_headers_only(model_folder, tmp_path):
     row = next(row for row in plan["sizes"] if row["size"] == "25%")
     assert row["bits_per_weight"] == pytest.approx(4)
     assert json.loads((tmp_path / "plan" / "plan.json").read_text()) == json.loads(json.dumps(plan))
+
+
+def test_inspect_draws_the_largest_matrix_or_the_one_that_is_named(model_folder, tmp_path):
+    changes = InspectSettings.model_validate({"tiling": {"short": 16, "name": "penrose"}})
+    plan = inspect(model_folder, settings=changes, picture=tmp_path / "largest.svg")
+    for file, row in (
+        ("largest.svg", max(plan["matrices"], key=lambda row: row["shape"][0] * row["shape"][1])),
+        ("other.svg", plan["matrices"][3]),
+    ):
+        inspect(model_folder, settings=changes, picture=tmp_path / "other.svg", matrix=row["name"])
+        assert row["name"] in (tmp_path / file).read_text()
+        assert (tmp_path / file).read_text().count('class="tile"') == row["num_tiles"]
+    with pytest.raises(InputError, match=r"no matrix model\.layers\.0\.mlp\.up; did you mean model\.layers\.0\.mlp\.up_proj"):
+        inspect(model_folder, picture=tmp_path / "x.svg", matrix="model.layers.0.mlp.up")
+    with pytest.raises(InputError, match="is a folder"):
+        inspect(model_folder, picture=tmp_path)
+    inspect(model_folder, picture=tmp_path / "new" / "x.svg")
+    assert (tmp_path / "new" / "x.svg").is_file()
+    with pytest.raises(InputError, match="give --picture"):
+        inspect(model_folder, matrix="model.embed_tokens")
+    assert not (tmp_path / "x.svg").exists()
 
 
 def test_sampling_follows_the_models_distribution(tokenizer):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from quasitile.codec.block import Block, symbols
-from quasitile.codec.spectrum import basis, round_with_dead_zone
+from quasitile.codec.spectrum import Truncation, basis
 
 BITS_OF_COMPONENT = 32  # its scale and two spreads
 MAX_CODE = 32767
@@ -129,12 +129,18 @@ def kept_rank(
 
 
 def encode_tile(
-    target: Tensor, whitener: Tensor, step: float, transform: str, threshold: float, max_rank: int | None, price: float = 1.0
+    target: Tensor,
+    whitener: Tensor,
+    step: float,
+    transform: str,
+    truncation: Truncation,
+    max_rank: int | None,
+    price: float = 1.0,
 ) -> Block:
     """Factorise one tile, transform both factors, round and truncate them.
 
-    V is rounded first; U is then solved again for the rounded V (least squares under the whitened
-    norm), so that it takes up V's error, and rounded last.
+    V is rounded and truncated first; U is then solved again for what is left of V (least squares
+    under the whitened norm), so that it takes up V's error, and rounded and truncated last.
 
     Args:
         target: (P, Q) float64.
@@ -142,7 +148,7 @@ def encode_tile(
         step: Rounding step of the left coefficients; the right ones get `step / s_k` over the root
             of the mean moment, which costs the same.
         transform: See `spectrum.TRANSFORMS`.
-        threshold: Dead zone in steps.
+        truncation: What is dropped of each factor's coefficients; their frequencies run along its rows.
         max_rank: At most so many components, or no limit.
         price: See `kept_rank`.
     """
@@ -157,12 +163,14 @@ def encode_tile(
     right_basis = basis(transform, num_columns, torch.float64)
     left_basis = basis(transform, num_rows, torch.float64)
     right_exact = right_basis @ right[:, :rank] / right_step
-    right_codes = round_with_dead_zone(right_exact, threshold).clamp(-MAX_CODE, MAX_CODE)
+    right_codes, right_exact = truncation.codes(right_exact)
+    right_codes = right_codes.clamp(-MAX_CODE, MAX_CODE)
     scale = (step * right_step).to(torch.bfloat16).double()
     stored_right = right_basis.T @ right_codes  # in units of its step
     left_in_steps = solve_left(target @ whitener, whitener.T @ stored_right) / scale
     left_exact = left_basis @ left_in_steps
-    left_codes = round_with_dead_zone(left_exact, threshold).clamp(-MAX_CODE, MAX_CODE)
+    left_codes, left_exact = truncation.codes(left_exact)
+    left_codes = left_codes.clamp(-MAX_CODE, MAX_CODE)
     remainders = symbols(left_exact - left_codes, right_exact - right_codes).float().clamp(-0.499, 0.499)
     return Block(left_codes.float(), right_codes.float(), scale.float(), remainders)
 

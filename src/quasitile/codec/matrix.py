@@ -10,7 +10,7 @@ from torch import Tensor
 from quasitile.codec.block import Block, CodedMatrix, Tile, Tiling
 from quasitile.codec.factors import damped_cholesky, encode_tile, scale_codes, scale_values
 from quasitile.codec.residual import feedback_codes, spectral_codes
-from quasitile.codec.spectrum import basis
+from quasitile.codec.spectrum import Truncation, basis
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,9 @@ class Coding:
             with feedback between single columns, others with feedback between column bands.
         residual_threshold: Dead zone of the residual, in steps.
         row_damping: Share of the mean output gradient added to every row's.
+        truncation: Rule for the coefficients of the factors and of a residual in a transform other
+            than `identity`, see `spectrum.TRUNCATIONS`.
+        keep: What the rule keeps, see `spectrum.Truncation`.
     """
 
     transform: str = "dct"
@@ -39,6 +42,8 @@ class Coding:
     residual: str | None = None
     residual_threshold: float = 0.5
     row_damping: float = 0.0
+    truncation: str = "threshold"
+    keep: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -133,7 +138,8 @@ def encode_factors(problem: Scaled, tiling: Tiling, step: float, coding: Coding)
             if coding.feedback and tile.column_stop < num_columns:
                 later = errors[:, tile.column_stop :] @ lower[tile.column_stop :, columns]
                 target = target + torch.linalg.solve_triangular(inner, later, upper=False, left=False)
-            block = encode_tile(target, inner, step, coding.transform, coding.threshold, coding.max_rank, coding.price)
+            truncation = Truncation(coding.truncation, coding.threshold, coding.keep)
+            block = encode_tile(target, inner, step, coding.transform, truncation, coding.max_rank, coding.price)
             decoded = decode_tile(block, coding.transform, "identity").double()
             errors[:, columns] = original - decoded
             damage += 0.5 * float(((target - decoded) @ inner).square().sum())
@@ -158,7 +164,8 @@ def encode_with_residual(problem: Scaled, tiling: Tiling, step: float, coding: C
         codes, exact = feedback_codes(rest, problem.lower, step, coding.residual_threshold)
     else:
         assert coding.residual is not None
-        codes, exact = spectral_codes(rest, tiling, coding.residual, problem.lower, step, coding.residual_threshold)
+        truncation = Truncation(coding.truncation, coding.residual_threshold, coding.keep)
+        codes, exact = spectral_codes(rest, tiling, coding.residual, problem.lower, step, truncation)
     for tile, block in blocks.items():
         block.residual = codes[tile.rows, tile.columns].float()
         block.residual_step = step

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from quasitile.codec.block import Tiling
-from quasitile.codec.spectrum import basis, round_with_dead_zone
+from quasitile.codec.spectrum import PLAIN, Truncation, basis, round_with_dead_zone
 
 
 def feedback_codes(
@@ -50,7 +50,7 @@ def feedback_codes(
 
 
 def spectral_codes(
-    target: Tensor, tiling: Tiling, transform: str, lower: Tensor, step: float, threshold: float = 0.5
+    target: Tensor, tiling: Tiling, transform: str, lower: Tensor, step: float, truncation: Truncation = PLAIN
 ) -> tuple[Tensor, Tensor]:
     """Round the spectrum of each tile (paper 3.2.1, two-dimensional), with feedback between column bands.
 
@@ -60,10 +60,10 @@ def spectral_codes(
         transform: See `quasitile.codec.spectrum.TRANSFORMS`.
         lower: As for `feedback_codes`.
         step: Of every coefficient.
-        threshold: Dead zone in steps.
+        truncation: What is dropped, tile by tile.
 
     Returns:
-        Codes (M, N) and the values in steps they were rounded from, both in the place of their tiles.
+        Codes (M, N) and the values in steps they were rounded from (see `Truncation.codes`), in the place of their tiles.
     """
     errors, codes, exact = torch.zeros_like(target), torch.zeros_like(target), torch.zeros_like(target)
     for tile in sorted(tiling.tiles, key=lambda tile: -tile.column_start):
@@ -73,7 +73,6 @@ def spectral_codes(
             later = errors[rows, tile.column_stop :] @ lower[tile.column_stop :, columns]
             moved = moved + torch.linalg.solve_triangular(lower[columns, columns], later, upper=False, left=False)
         down, across = (basis(transform, size, target.dtype) for size in tile.shape)
-        exact[rows, columns] = down @ moved @ across.T / step
-        codes[rows, columns] = round_with_dead_zone(exact[rows, columns], threshold)
+        codes[rows, columns], exact[rows, columns] = truncation.codes(down @ moved @ across.T / step, num_axes=2)
         errors[rows, columns] = target[rows, columns] - step * (down.T @ codes[rows, columns] @ across)
     return codes, exact

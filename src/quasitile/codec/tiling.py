@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 from quasitile.codec.block import Tile, Tiling
@@ -17,6 +18,7 @@ from quasitile.codec.block import Tile, Tiling
 GOLDEN = (1 + math.sqrt(5)) / 2
 ALIGNMENT = 16
 PENROSE_ANGLE = math.radians(72)  # between two families of Ammann bars
+SUPERTILE_LEVEL = 2  # a long supertile is as wide as L, S and L together
 
 
 def long_width(short: int) -> int:
@@ -101,6 +103,122 @@ def penrose(num_rows: int, num_columns: int, short: int, seed: int = 0) -> Tilin
     return banded_tiling(row_cuts, bands)
 
 
+@dataclass(frozen=True)
+class Stretch:
+    """A letter of a Fibonacci chain that is `level` deflations short of the finest, clipped to the matrix."""
+
+    start: int
+    stop: int
+    letter: str
+    level: int
+
+    def deflated(self, short: int) -> list[Stretch]:
+        """What stands in its place one level down: L -> LS, S -> L (the same indices under another name)."""
+        if self.level == 0:
+            return [self]
+        middle = self.start + level_width("L", short, self.level - 1)
+        if self.letter == "S" or middle >= self.stop:
+            return [Stretch(self.start, self.stop, "L", self.level - 1)]
+        return [Stretch(self.start, middle, "L", self.level - 1), Stretch(middle, self.stop, "S", self.level - 1)]
+
+    def finest(self, short: int) -> list[Stretch]:
+        """What stands in its place at level 0."""
+        parts: list[Stretch] = [self]
+        for _ in range(self.level):
+            parts = [smaller for part in parts for smaller in part.deflated(short)]
+        return parts
+
+
+def level_width(letter: str, short: int, level: int) -> int:
+    """The width of a letter: at level 0 that of a tile's side, above it that of the letters that it becomes."""
+    widths = {"L": long_width(short), "S": short}
+    for _ in range(level):
+        widths = {"L": widths["L"] + widths["S"], "S": widths["L"]}
+    return widths[letter]
+
+
+def supertiles(length: int, short: int, start: int, level: int) -> list[Stretch]:
+    """The Fibonacci chain of a level over `[0, length)`, its first letter being number `start` of the infinite word."""
+    if short < 1:
+        raise ValueError(f"short={short} must be at least 1; raise `tiling.short`")
+    letters = fibonacci_letters(length // level_width("S", short, level) + 1, start)
+    edges = accumulate((level_width(letter, short, level) for letter in letters), initial=0)
+    return [
+        Stretch(first, min(last, length), letter, level)
+        for letter, (first, last) in zip(letters, pairwise(edges), strict=True)
+        if first < length
+    ]
+
+
+Bands = list[tuple[Stretch, list[Stretch]]]  # rows, and the columns they are cut into
+
+
+def hierarchical(
+    num_rows: int,
+    num_columns: int,
+    short: int,
+    seed: int = 0,
+    cost: Callable[[Tile], float] | None = None,
+    level: int = SUPERTILE_LEVEL,
+) -> Tiling:
+    """Supertiles of a Fibonacci chain, of which only some are deflated (L -> LS, S -> L) to smaller tiles.
+
+    Rows are deflated a whole band at a time and columns inside each band by themselves, so that the
+    tiles form row bands.
+
+    Args:
+        num_rows: M.
+        num_columns: N.
+        short: The shorter side of the smallest tiles.
+        seed: Phase of the chain.
+        cost: Of a tile; the tiling is then the one with the least sum of costs that deflation can
+            reach (exact), and of equal ones the coarser. Without it, those supertiles are deflated
+            that are long in both directions: about half of the area, down to the smallest tiles.
+        level: How many deflations there may be.
+    """
+    rows, columns = supertiles(num_rows, short, seed, level), supertiles(num_columns, short, seed, level)
+    bands: Bands = []
+    for row in rows:
+        if cost is not None:
+            bands += _cheapest_bands(row, columns, short, cost)[1]
+        elif row.letter == "S":
+            bands.append((row, columns))
+        else:
+            mixed = [part for column in columns for part in (column.finest(short) if column.letter == "L" else [column])]
+            bands += [(part, mixed) for part in row.finest(short)]
+    row_cuts = [0, *(row.stop for row, _ in bands)]
+    return banded_tiling(row_cuts, [[0, *(part.stop for part in parts)] for _, parts in bands])
+
+
+def _cheapest_bands(row: Stretch, columns: list[Stretch], short: int, cost: Callable[[Tile], float]) -> tuple[float, Bands]:
+    """The cheapest way to cut the rows of a stretch into bands, and its cost."""
+    parts = row.deflated(short)
+    if len(parts) == 1 and row.level:
+        return _cheapest_bands(parts[0], columns, short, cost)
+    cheapest = [_cheapest_columns(row, column, short, cost) for column in columns]
+    undivided = sum(price for price, _ in cheapest), [(row, [part for _, found in cheapest for part in found])]
+    if len(parts) == 1:
+        return undivided
+    divided = [_cheapest_bands(part, columns, short, cost) for part in parts]
+    return min(undivided, (sum(price for price, _ in divided), [band for _, found in divided for band in found]), key=_price)
+
+
+def _cheapest_columns(row: Stretch, column: Stretch, short: int, cost: Callable[[Tile], float]) -> tuple[float, list[Stretch]]:
+    """The cheapest way to cut a stretch of columns inside a band, and its cost."""
+    parts = column.deflated(short)
+    if len(parts) == 1 and column.level:
+        return _cheapest_columns(row, parts[0], short, cost)
+    undivided = cost(Tile(row.start, row.stop, column.start, column.stop)), [column]
+    if len(parts) == 1:
+        return undivided
+    divided = [_cheapest_columns(row, part, short, cost) for part in parts]
+    return min(undivided, (sum(price for price, _ in divided), [part for _, found in divided for part in found]), key=_price)
+
+
+def _price(choice: tuple[float, list]) -> float:
+    return choice[0]
+
+
 def grid(num_rows: int, num_columns: int, short: int, seed: int = 0) -> Tiling:
     """Equal squares, of the Fibonacci chain's mean width so that the tiles are as many."""
     unit = ALIGNMENT if short % ALIGNMENT == 0 else 1
@@ -142,6 +260,7 @@ def whole(num_rows: int, num_columns: int, short: int, seed: int = 0) -> Tiling:
 TILINGS: dict[str, Callable[[int, int, int, int], Tiling]] = {
     "fibonacci": fibonacci,
     "penrose": penrose,
+    "hierarchical": hierarchical,
     "grid": grid,
     "periodic": periodic,
     "shuffled": shuffled,

@@ -107,13 +107,7 @@ def allocate(
         raise InputError(
             f"the target of {target} cannot be met: with every block empty the model still takes {least}; raise --size"
         )
-    if coding.residual is None:
-        spectra = in_threads(lambda job: tile_spectra(job, coding), jobs, workers, "decompose tiles")
-        estimate = [entry for entries in spectra for entry in entries]
-        step = solve(lambda x: least + estimated_bytes(estimate, x, coding.price), target * (1 - TOLERANCE / 2))
-    else:
-        spreads = in_threads(lambda job: sampled_spreads(job, coding), jobs, workers, "look at spreads")
-        step = solve(lambda x: least + residual_bytes(spreads, x), target * (1 - TOLERANCE / 2))
+    step = first_step(jobs, coding, target * (1 - TOLERANCE / 2) - least, workers)
     best: tuple[dict[str, Coded], float] = (empty, math.inf)
     points: list[tuple[float, float]] = []
     for _ in range(passes):
@@ -126,6 +120,16 @@ def allocate(
         points.append((math.log(step), math.log(size / target)))
         step = math.exp(next_point(points, math.log(1 - TOLERANCE / 2)))
     return best
+
+
+def first_step(jobs: list[Job], coding: Coding, num_bytes: float, workers: int) -> float:
+    """About the step at which all tiles together take so many bytes, from spectra alone."""
+    if coding.residual is None:
+        spectra = in_threads(lambda job: tile_spectra(job, coding), jobs, workers, "decompose tiles")
+        estimate = [entry for entries in spectra for entry in entries]
+        return solve(lambda x: estimated_bytes(estimate, x, coding.price), num_bytes)
+    spreads = in_threads(lambda job: sampled_spreads(job, coding), jobs, workers, "look at spreads")
+    return solve(lambda x: residual_bytes(spreads, x), num_bytes)
 
 
 def next_point(points: list[tuple[float, float]], goal: float) -> float:

@@ -7,18 +7,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
 from quasitile.checkpoint import stored_bytes
 from quasitile.codec.block import Block
 from quasitile.codec.matrix import Coding, decode_matrix
 from quasitile.codec.packing import code_bits, unpack
-from quasitile.codec.spectrum import TRANSFORMS
+from quasitile.codec.spectrum import TRANSFORMS, TRUNCATIONS
 from quasitile.codec.tiling import TILINGS
 from quasitile.compress.allocate import Coded, Job, allocate
 from quasitile.compress.calibrate import calibrate, compressible_layers
-from quasitile.compress.size import parse_size
+from quasitile.compress.layout import deflate_where_it_pays
+from quasitile.compress.size import BITS_OF_NUMBER, parse_size
 from quasitile.compress.text import read_texts, token_windows
 from quasitile.errors import InputError
 from quasitile.folders import stage_folder, write_json
@@ -42,6 +43,16 @@ class SpectrumSettings(Settings):
 
     transform: Literal[*TRANSFORMS] = "dct"  # type: ignore[valid-type]
     threshold: float = Field(0.55, ge=0.5, description="coefficients below this many steps are truncated")
+    truncation: Literal[*TRUNCATIONS] = Field("threshold", description="which others are truncated")  # type: ignore[valid-type]
+    keep: float = Field(
+        1.0, gt=0, le=1, description="share of power (energy), of frequencies (low_pass) or of coefficients (budget) kept"
+    )
+
+    @model_validator(mode="after")
+    def _keep_is_used(self) -> SpectrumSettings:
+        if self.truncation == "threshold" and self.keep < 1:
+            raise ValueError(f"keep={self.keep} needs a truncation of energy, low_pass or budget; set spectrum.truncation")
+        return self
 
 
 class CalibrationSettings(Settings):
@@ -67,6 +78,15 @@ class CompressSettings(Settings):
     calibration: CalibrationSettings = CalibrationSettings()
     workers: int = Field(0, ge=0, description="threads; 0 for one a core")
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _truncation_is_used(self) -> CompressSettings:
+        if self.spectrum.truncation != "threshold" and self.residual == "identity" and not self.max_rank:
+            raise ValueError(
+                f"spectrum.truncation={self.spectrum.truncation} has nothing to truncate: a residual of identity has no "
+                "spectrum and there are no factors; choose another residual, or a max_rank"
+            )
+        return self
 
 
 def compress(
@@ -119,6 +139,8 @@ def compress(
             residual=None if settings.residual == "none" else settings.residual,
             residual_threshold=settings.residual_threshold,
             row_damping=settings.row_damping,
+            truncation=settings.spectrum.truncation,
+            keep=settings.spectrum.keep,
         )
         rest = [p.numel() for n, p in dense.named_parameters() if n.removesuffix(".weight") not in layers]
 
@@ -129,9 +151,13 @@ def compress(
         def num_numbers(coded: dict[str, Coded]) -> int:
             return sum(result.num_numbers for result in coded.values()) + sum(rest)
 
+        workers = settings.workers or len(os.sched_getaffinity(0))
+        if settings.tiling.name == "hierarchical":
+            room = (target.num_bytes or (target.num_parameters or 0) * BITS_OF_NUMBER / 8) - 2 * sum(rest)
+            jobs = deflate_where_it_pays(jobs, coding, room, settings.tiling.short, settings.tiling.seed, workers)
         measure, limit = (num_bytes, target.num_bytes) if target.num_bytes is not None else (num_numbers, target.num_parameters)
         assert limit is not None
-        coded, step = allocate(jobs, coding, measure, limit, settings.workers or len(os.sched_getaffinity(0)))
+        coded, step = allocate(jobs, coding, measure, limit, workers)
         convert(dense, {name: result.matrix for name, result in coded.items()}, tied)
         save_model(dense, tokenizer, stage.path, trainable=True)
         stage.summary |= {

@@ -1,0 +1,70 @@
+"""Where a hierarchical tiling is deflated: only where smaller tiles lower the damage by more than their bytes are worth.
+
+Bytes and damage are exchanged as everywhere else: at the rounding step that the size allows, a bit
+is worth `step^2 ln(2) / 6` of squared error in the scaled domain (docs/mathematics.md).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+
+from quasitile.codec.block import Tile
+from quasitile.codec.factors import kept_rank, rounded_normal_bits, whitened_svd
+from quasitile.codec.matrix import Coding, Scaled, scaled
+from quasitile.codec.tiling import hierarchical
+from quasitile.compress.allocate import Job, first_step, in_threads
+
+BITS_OF_TILE = 96  # its corners, rank and length of stream
+
+
+def deflate_where_it_pays(jobs: list[Job], coding: Coding, num_bytes: float, short: int, seed: int, workers: int) -> list[Job]:
+    """The same jobs, each with the hierarchical tiling that costs least at about the step of this size.
+
+    Args:
+        jobs: The matrices, with the tiling that the step is estimated from.
+        coding: How they will be coded.
+        num_bytes: What they may take together.
+        short: The shorter side of the smallest tiles.
+        seed: Phase of the chain.
+        workers: Threads.
+    """
+    step = first_step(jobs, coding, num_bytes, workers)
+
+    def laid_out(job: Job) -> Job:
+        problem = scaled(job.weight, job.moments.inputs, job.moments.outputs, coding)
+        num_rows, num_columns = job.weight.shape
+        tiling = hierarchical(num_rows, num_columns, short, seed, cost=lambda tile: tile_cost(problem, tile, step, coding))
+        return replace(job, tiling=tiling)
+
+    return in_threads(laid_out, jobs, workers, "deflate tiles")
+
+
+def tile_cost(problem: Scaled, tile: Tile, step: float, coding: Coding) -> float:
+    """Squared error that a tile leaves in the scaled domain, plus what its bits are worth at this step.
+
+    From the singular values of the whitened tile: components that do not pay are lost, the others cost
+    rounding and bits. A residual codes what they leave, entries as large as their row and column say.
+    What a truncation other than the dead zone drops is not foreseen.
+    """
+    num_rows, num_columns = tile.shape
+    whitener = problem.lower[tile.columns, tile.columns]
+    limit = coding.max_rank if coding.residual is None else coding.max_rank or 0
+    target = rest = problem.weight[tile.rows, tile.columns]
+    rank, bits = 0, 0.0
+    if limit != 0:
+        left, values, right = whitened_svd(target, whitener)
+        moment = float(whitener.square().sum()) / num_columns
+        rank, bits = kept_rank(values[:limit], right.norm(dim=0)[:limit], tile.shape, step, moment, coding.price)
+        rest = target - left[:, :rank] * values[:rank] @ right[:, :rank].T
+    if coding.residual is None:
+        lost = float((rest @ whitener).square().sum())
+    else:
+        power = rest.square()
+        power = torch.outer(power.mean(1), power.mean(0)) / power.mean().clamp_min(1e-30)
+        bits += float(rounded_normal_bits(power.sqrt() / step).sum())
+        lost = float(power.clamp_max(step**2 / 12).sum())
+    rounding = rank * (num_rows + num_columns) * step**2 / 12
+    return lost + rounding + coding.price * step**2 * math.log(2) / 6 * (bits + BITS_OF_TILE)
