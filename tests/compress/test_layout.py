@@ -12,7 +12,7 @@ from quasitile.codec.packing import estimated_bytes
 from quasitile.codec.tiling import SUPERTILE_LEVEL, TILINGS, hierarchical, level_width, long_width
 from quasitile.compress.allocate import Job
 from quasitile.compress.calibrate import Moments
-from quasitile.compress.layout import deflate_where_it_pays, tile_cost
+from quasitile.compress.layout import deflate_where_it_pays, row_by_column_powers, tile_cost
 
 SHORT = 16
 LONG = long_width(SHORT)
@@ -58,7 +58,7 @@ def test_where_there_is_no_room_or_only_a_residual_supertiles_stay():
     (laid_out,) = deflate_where_it_pays([job_of(noise)], Coding(), -1, SHORT, 0, 1)
     assert laid_out.tiling == coarse
     (with_residual,) = deflate_where_it_pays([job_of(noise)], Coding(residual="identity"), 9000, SHORT, 0, 1)
-    assert len(with_residual.tiling.tiles) < len(TILINGS["fibonacci"](150, 120, SHORT, 0).tiles) / 3
+    assert with_residual.tiling == coarse
 
 
 @pytest.mark.parametrize(
@@ -68,9 +68,10 @@ def test_the_cost_of_tiles_is_what_coding_them_costs(coding):
     job = job_of(two_kinds(2))
     step = 0.03
     problem = scaled(job.weight, job.moments.inputs, job.moments.outputs, coding)
+    powers = row_by_column_powers(problem.weight)
     for name in ("hierarchical", "fibonacci", "whole"):
         tiling = TILINGS[name](*job.weight.shape, SHORT, 0)
-        expected = sum(tile_cost(problem, tile, step, coding) for tile in tiling.tiles)
+        expected = sum(tile_cost(problem, powers, tile, step, coding) for tile in tiling.tiles)
         coded, damage = encode_matrix(job.weight, tiling, job.moments.inputs, job.moments.outputs, step, coding)
         actual = 2 * damage + step**2 * math.log(2) / 6 * 8 * estimated_bytes(coded)
         assert expected == pytest.approx(actual, rel=0.15), name
@@ -82,10 +83,11 @@ def test_the_chosen_tiling_costs_no_more_than_either_extreme():
     (again,) = deflate_where_it_pays([job], Coding(), 1500, SHORT, 0, 1)
     assert laid_out.tiling == again.tiling
     problem = scaled(job.weight, job.moments.inputs, job.moments.outputs, Coding())
+    powers = row_by_column_powers(problem.weight)
     for step in (0.05, 0.02):
 
         def cost(tile: Tile, step=step) -> float:
-            return tile_cost(problem, tile, step, Coding())
+            return tile_cost(problem, powers, tile, step, Coding())
 
         best = hierarchical(*job.weight.shape, SHORT, cost=cost)
         for other in (job.tiling, hierarchical(*job.weight.shape, SHORT, cost=lambda tile: 1.0), laid_out.tiling):

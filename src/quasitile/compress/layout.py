@@ -10,6 +10,7 @@ import math
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from quasitile.codec.block import Tile
 from quasitile.codec.factors import kept_rank, rounded_normal_bits, whitened_svd
@@ -35,19 +36,29 @@ def deflate_where_it_pays(jobs: list[Job], coding: Coding, num_bytes: float, sho
 
     def laid_out(job: Job) -> Job:
         problem = scaled(job.weight, job.moments.inputs, job.moments.outputs, coding)
+        powers = row_by_column_powers(problem.weight)
         num_rows, num_columns = job.weight.shape
-        tiling = hierarchical(num_rows, num_columns, short, seed, cost=lambda tile: tile_cost(problem, tile, step, coding))
+        tiling = hierarchical(
+            num_rows, num_columns, short, seed, cost=lambda tile: tile_cost(problem, powers, tile, step, coding)
+        )
         return replace(job, tiling=tiling)
 
     return in_threads(laid_out, jobs, workers, "deflate tiles")
 
 
-def tile_cost(problem: Scaled, tile: Tile, step: float, coding: Coding) -> float:
+def row_by_column_powers(weight: Tensor) -> Tensor:
+    """The power of each entry (M, N) as the mean powers of its row and its column say."""
+    power = weight.square()
+    return torch.outer(power.mean(1), power.mean(0)) / power.mean().clamp_min(1e-30)
+
+
+def tile_cost(problem: Scaled, powers: Tensor, tile: Tile, step: float, coding: Coding) -> float:
     """Squared error that a tile leaves in the scaled domain, plus what its bits are worth at this step.
 
     From the singular values of the whitened tile: components that do not pay are lost, the others cost
-    rounding and bits. A residual codes what they leave, entries as large as their row and column say.
-    What a truncation other than the dead zone drops is not foreseen.
+    rounding and bits. A residual codes what they leave; its statistics know the rows and columns of the
+    whole matrix (`powers`) and no tiles, so for a residual alone no cut pays. What a truncation other
+    than the dead zone drops is not foreseen.
     """
     num_rows, num_columns = tile.shape
     whitener = problem.lower[tile.columns, tile.columns]
@@ -62,8 +73,8 @@ def tile_cost(problem: Scaled, tile: Tile, step: float, coding: Coding) -> float
     if coding.residual is None:
         lost = float((rest @ whitener).square().sum())
     else:
-        power = rest.square()
-        power = torch.outer(power.mean(1), power.mean(0)) / power.mean().clamp_min(1e-30)
+        left_over = rest.square().sum() / target.square().sum().clamp_min(1e-30)
+        power = powers[tile.rows, tile.columns] * left_over
         bits += float(rounded_normal_bits(power.sqrt() / step).sum())
         lost = float(power.clamp_max(step**2 / 12).sum())
     rounding = rank * (num_rows + num_columns) * step**2 / 12
