@@ -9,6 +9,7 @@ from tests.compress.architectures import ARCHITECTURES, build
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from quasitile import InputError, compress, load_model
+from quasitile.adapt.select import rank_blocks, usage
 from quasitile.checkpoint.shards import tensor_headers
 from quasitile.compress import CompressSettings
 from quasitile.runtime import compressible_layers, convert, tiled_matrices, uncoded
@@ -97,6 +98,7 @@ def test_saved_again_by_transformers_it_is_the_same(made, tmp_path):
     model.save_pretrained(tmp_path / "again")
     again = auto_class(made.name).from_pretrained(tmp_path / "again", dtype=torch.float32)
     assert torch.equal(output(again), output(model))
+    assert tensor_headers(tmp_path / "again").keys() == tensor_headers(made.compressed).keys()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
@@ -145,3 +147,16 @@ def test_a_kind_of_layer_from_the_future_is_refused(tmp_path, tokenizer, text_fi
     config.write_text(config.read_text().replace('"conv1d"', '"torus"'))
     with pytest.raises(InputError, match=r"'torus'.*update quasitile"):
         load_model(made.compressed)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma3", "mixtral", "convbert"])
+def test_all_its_blocks_can_be_chosen_and_trained(name, tmp_path, tokenizer, text_file):
+    made = make(tmp_path, tokenizer, text_file, name)
+    model, _ = load_model(made.compressed)
+    expected = output(model)
+    for matrix in tiled_matrices(model).values():
+        matrix.make_trainable()
+    used = usage(model, TOKENS)
+    assert used.keys() == set(rank_blocks(model))
+    assert all(value >= 0 for value in used.values())
+    assert relative_error(output(model), expected) < 1e-5

@@ -4,6 +4,7 @@ from quasitile.runtime.layers import Place, compressible_layers
 from quasitile.runtime.linear import TiledEmbedding, TiledHead, TiledLinear, TiledMatrix, held_weights, tiled_matrices
 from quasitile.runtime.load import is_compressed, load_model, load_tokenizer, load_trainable, save_model, uncoded
 from quasitile.runtime.plugin import QuasitileConfig, QuasitileQuantizer, convert
+from quasitile.runtime.substitute import coded_parameters
 
 __all__ = [
     "Place",
@@ -13,6 +14,7 @@ __all__ = [
     "TiledHead",
     "TiledLinear",
     "TiledMatrix",
+    "coded_parameters",
     "compressible_layers",
     "convert",
     "held_weights",
