@@ -22,6 +22,8 @@ from transformers import (
     GPTNeoXForCausalLM,
     GptOssConfig,
     GptOssForCausalLM,
+    Llama4ForCausalLM,
+    Llama4TextConfig,
     MistralConfig,
     MistralForCausalLM,
     MixtralConfig,
@@ -74,6 +76,16 @@ ARCHITECTURES: dict[str, Callable[[int], PreTrainedModel]] = {
     ),
     "gpt-neox": lambda v: GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=v, **WIDE)),
     "opt": lambda v: OPTForCausalLM(OPTConfig(vocab_size=v, **WIDE, ffn_dim=64, init_std=0.1, word_embed_proj_dim=16)),
+    "llama4": lambda v: Llama4ForCausalLM(
+        Llama4TextConfig(
+            vocab_size=v,
+            **GROUPED,
+            num_local_experts=4,
+            num_experts_per_tok=1,
+            intermediate_size_mlp=64,
+            attention_chunk_size=32,
+        )
+    ),
     "mixtral": lambda v: MixtralForCausalLM(MixtralConfig(vocab_size=v, **GROUPED, num_local_experts=4, num_experts_per_tok=2)),
     "qwen3-moe": lambda v: Qwen3MoeForCausalLM(Qwen3MoeConfig(vocab_size=v, **GROUPED, **EXPERTS, num_experts=4)),
     "deepseek-v3": deepseek,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.compress.architectures import ARCHITECTURES, build
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, T5Config, T5ForConditionalGeneration
 
 from quasitile import InputError, compress, load_model
 from quasitile.adapt.select import rank_blocks, usage
@@ -160,3 +160,11 @@ def test_all_its_blocks_can_be_chosen_and_trained(name, tmp_path, tokenizer, tex
     assert used.keys() == set(rank_blocks(model))
     assert all(value >= 0 for value in used.values())
     assert relative_error(output(model), expected) < 1e-5
+
+
+def test_an_encoder_with_a_decoder_is_refused(tmp_path, tokenizer, text_file):
+    config = T5Config(vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4)
+    T5ForConditionalGeneration(config).save_pretrained(tmp_path / "t5")
+    tokenizer.save_pretrained(tmp_path / "t5")
+    with pytest.raises(InputError, match="an encoder with a decoder"):
+        compress(tmp_path / "t5", tmp_path / "out", text=text_file)

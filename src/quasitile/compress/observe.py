@@ -146,7 +146,7 @@ class ExpertWatch(TorchFunctionMode):
 
 def _note_expert(sums: Sums, x: Tensor, output: Tensor, index: int | None, rows_are_outputs: bool) -> None:
     x = x.detach().float().reshape(-1, x.shape[-1])
-    sums.count += len(x)
+    sums.count += int(x.any(-1).sum())  # where all experts get all tokens, those of others are zero
     if rows_are_outputs:
         sums.inputs += x.T @ x
     else:

@@ -95,6 +95,8 @@ def compress(
     check_weights(layers)
     if dense.main_input_name != "input_ids":
         raise InputError(f"{model} reads {dense.main_input_name}, no tokens; calibration needs a model that reads text")
+    if dense.config.is_encoder_decoder:
+        raise InputError(f"{model} is an encoder with a decoder, which calibration cannot feed yet; give one of the two alone")
     num_parameters = sum(parameter.numel() for parameter in dense.parameters())
     original_bytes = num_parameters * BITS_OF_BF16 // 8
     target = parse_size(settings.size, original_bytes)

@@ -84,14 +84,16 @@ def compressible_layers(model: Any) -> tuple[dict[str, Place], dict[str, str]]:
 
     Matrices are the weights of linear layers in either orientation, of convolutions (out x (in x
     kernel)), of the input embedding, and of stacks of experts: three-dimensional parameters of any
-    other module. Everything else is none: norms, biases, routers, tables of positions and token
-    types, and what has a single row or column.
+    other module. Everything else is none: norms, biases, routers (linear layers with as many
+    outputs as there are experts beside them), tables of positions and token types, and what has a
+    single row or column.
 
     Returns:
         Matrices to compress, and head name -> embedding name for heads that share its weight.
     """
     table = _input_embedding(model)
-    found = [place for path, module in model.named_modules() for place in _places(path, module, table)]
+    skipped = routers(model)
+    found = [place for path, module in model.named_modules() if module not in skipped for place in _places(path, module, table)]
     embedding = next((place for place in found if place.kind == "embedding"), None)
     tied = {
         place.name: embedding.name
@@ -106,6 +108,17 @@ def _input_embedding(model: Any) -> nn.Module | None:
         return model.get_input_embeddings()
     except (AttributeError, NotImplementedError):  # a plain module, or a model that reads no tokens
         return None
+
+
+def routers(model: nn.Module) -> set[nn.Module]:
+    """Linear layers with as many outputs as a module beside them has experts, stacked or in a list."""
+    found: set[nn.Module] = set()
+    for parent in model.modules():
+        children = list(parent.children())
+        counts = {len(child) for child in children if isinstance(child, nn.ModuleList)}
+        counts |= {len(p) for child in children for p in child.parameters(recurse=False) if p.ndim == 3}
+        found |= {child for child in children if isinstance(child, nn.Linear) and child.out_features in counts}
+    return found
 
 
 def _places(path: str, module: nn.Module, table: nn.Module | None) -> list[Place]:

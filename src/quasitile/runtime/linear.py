@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -226,7 +226,7 @@ class TiledHead(nn.Module):
         bias: (M,).
     """
 
-    def __init__(self, embedding: nn.Module, bias: nn.Parameter | None = None) -> None:
+    def __init__(self, embedding: Any, bias: nn.Parameter | None = None) -> None:
         super().__init__()
         self._shared = (embedding,)  # in a tuple, so that it is not registered a second time
         self.bias = bias

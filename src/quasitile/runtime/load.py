@@ -67,7 +67,7 @@ def model_class(config: Any) -> Any:
     for auto in AUTO_CLASSES:
         classes = auto._model_mapping.get(type(config), ())
         classes = classes if isinstance(classes, (list, tuple)) else (classes,)
-        if any(each.__name__ in names for each in classes):
+        if any(getattr(each, "__name__", None) in names for each in classes):
             return auto
     named = getattr(transformers, names[0], None) if names else None
     return named if hasattr(named, "from_pretrained") else AutoModelForCausalLM
@@ -93,9 +93,10 @@ def storage_dtypes(model: Any, dtype: torch.dtype) -> dict[str, torch.dtype]:
 
 def uncoded(model: Any) -> dict[str, Tensor]:
     """What is stored of a model beside its matrices, coded or still to be coded; tied tensors once."""
-    layers, tied = compressible_layers(model)
-    others = {f"{place.path}.{place.parameter}" for place in layers.values()} | {f"{name}.weight" for name in tied}
-    others |= {f"{name}.payload" for name, module in model.named_modules() if isinstance(module, TiledMatrix)}
+    others = {f"{name}.payload" for name, module in model.named_modules() if isinstance(module, TiledMatrix)}
+    if not others:
+        layers, tied = compressible_layers(model)
+        others = {f"{place.path}.{place.parameter}" for place in layers.values()} | {f"{name}.weight" for name in tied}
     others |= set(getattr(model, "all_tied_weights_keys", None) or {})
     return {name: tensor.detach() for name, tensor in model.state_dict().items() if name not in others}
 

@@ -107,7 +107,7 @@ def convert(model: nn.Module, coded: dict[str, CodedMatrix], tied: dict[str, str
     return model
 
 
-def describe(model: nn.Module, tied: dict[str, str]) -> None:
+def describe(model: Any, tied: dict[str, str]) -> None:
     """Write the coded layers into the model's configuration and give it its quantiser."""
     modules: dict[str, dict[str, Any]] = {}
     for name, kind, matrices in coded_parameters(model):
@@ -124,7 +124,7 @@ def describe(model: nn.Module, tied: dict[str, str]) -> None:
     model._weight_conversions = []  # what Transformers renames and splits when it saves: nothing
 
 
-def _names_in(model: Any, config: QuasitileConfig) -> dict[str, str]:
+def _names_in(model: Any, config: Any) -> dict[str, str]:
     """Name in the folder -> name in the model, which may be the folder's without its head, or the folder's with one.
 
     Raises:
@@ -164,7 +164,7 @@ def _put_undecoded(model: nn.Module, name: str, entry: dict[str, Any]) -> None:
         substitute(model, path, parameter, kind, matrices)
 
 
-def _tie(model: nn.Module, tied: dict[str, str]) -> None:
+def _tie(model: Any, tied: dict[str, str]) -> None:
     """Let output heads use the embedding's matrix; Transformers' own tying has nothing left to do."""
     for name, source in tied.items():
         parent, _, leaf = name.rpartition(".")

@@ -23,16 +23,16 @@ class TiledStack(nn.ModuleList):
 
     def __init__(self, matrices: list[TiledMatrix]) -> None:
         super().__init__(matrices)
-        self._stacked: Tensor | None = None
+        self._stacked = torch.empty(0)
         self._views: list[Tensor] = []
 
     def weight(self) -> Tensor:
         """All weights (E, M, N). Packed matrices keep no second copy: theirs are views of the stack."""
-        matrices = list(self)
+        matrices: list[Any] = list(self)
         weights = [matrix.weight() for matrix in matrices]
         if any(matrix.trainable or matrix.loading for matrix in matrices):
             return torch.stack(weights)
-        if self._stacked is None or any(weight is not view for weight, view in zip(weights, self._views, strict=True)):
+        if [id(weight) for weight in weights] != [id(view) for view in self._views]:
             with torch.inference_mode(False):
                 self._stacked = torch.stack(weights)
                 self._views = list(self._stacked.unbind())
@@ -86,6 +86,7 @@ def with_coded_parameter(original: type[nn.Module], parameter: str) -> type[nn.M
 
 def coded_parameters(model: nn.Module) -> Iterator[tuple[str, str, list[TiledMatrix]]]:
     """Name in the configuration, kind and matrices of every coded parameter of a model."""
+    module: Any
     for path, module in model.named_modules():
         for parameter, kind in getattr(module, "coded_parameters", {}).items():
             if kind == "experts":
