@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quasitile.runtime import TiledEmbedding, TiledLinear, TiledMatrix
+from quasitile.runtime import TiledMatrix, coded_parameters
 from quasitile.runtime.linear import RankBlock
 
 Usage = list[float]
@@ -34,12 +34,12 @@ def usage(model: Any, tokens: Tensor) -> dict[RankBlock, float]:
 
     Returns:
         Mean square of each block's part of the layer's output, in scaled units that are the same
-        for every text.
+        for every text. Blocks of convolutions and experts count as used by every text alike.
     """
-    found: dict[RankBlock, float] = {}
+    found = dict.fromkeys(rank_blocks(model), 1.0)
     handles = []
 
-    def watch_linear(layer: TiledLinear, args: tuple[Tensor, ...]) -> None:
+    def watch_linear(layer: Any, args: tuple[Tensor, ...]) -> None:
         x = args[0].flatten(0, -2)
         moment = x.T @ x / len(x)
         for block in layer.matrix.rank_blocks():
@@ -48,17 +48,16 @@ def usage(model: Any, tokens: Tensor) -> dict[RankBlock, float]:
                 part = moment[block.tile.columns, block.tile.columns]
                 found[block] = float(((tile @ part) * tile).sum())
 
-    def watch_embedding(layer: TiledEmbedding, args: tuple[Tensor, ...]) -> None:
-        shares = torch.bincount(args[0].flatten(), minlength=layer.num_embeddings) / args[0].numel()
+    def watch_embedding(layer: Any, args: tuple[Tensor, ...]) -> None:
+        shares = torch.bincount(args[0].flatten(), minlength=layer.matrix.shape[0]) / args[0].numel()
         for block in layer.matrix.rank_blocks():
             if block.coefficients():
                 found[block] = float((layer.matrix.weight_of(block).square().sum(1) * shares[block.tile.rows]).sum())
 
-    for module in model.modules():
-        if isinstance(module, TiledLinear):
-            handles.append(module.register_forward_pre_hook(watch_linear))
-        elif isinstance(module, TiledEmbedding):
-            handles.append(module.register_forward_pre_hook(watch_embedding))
+    watches = {"linear": watch_linear, "conv1d": watch_linear, "embedding": watch_embedding}
+    for name, kind, _ in coded_parameters(model):
+        if kind in watches:
+            handles.append(model.get_submodule(name).register_forward_pre_hook(watches[kind]))
     try:
         model(tokens, use_cache=False)
     finally:

@@ -1,18 +1,26 @@
 """Moments that price an error: of every layer's inputs, and of the gradients at its outputs.
 
-The loss whose gradients count is the next-token loss at labels drawn from the model's own
-prediction, so that the gradients' second moment is the Fisher information and no labels are needed.
+The loss whose gradients count is that of labels drawn from the model's own prediction, so that the
+gradients' second moment is the Fisher information and no labels are needed (`sampled_loss`).
 """
 
 from __future__ import annotations
 
+import inspect
+import statistics
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from quasitile.compress.observe import OBSERVERS, ExpertWatch, Sums, observe_linear, separate_experts
 from quasitile.progress import track
+from quasitile.runtime import compressible_layers
+
+PRIOR_TOKENS = 32  # of an average expert, added to each
+UNREACHED = 1e-29  # mean square of gradients below which a matrix counts as not reached
 
 
 @dataclass
@@ -20,42 +28,12 @@ class Moments:
     """What calibration knows of one matrix.
 
     Attributes:
-        inputs: (N, N) second moment of what the columns meet, a mean over tokens.
+        inputs: (N, N) second moment of what the columns meet, a mean over what meets them.
         outputs: (M,) mean square of the loss's gradient at each output, a mean over tokens.
     """
 
     inputs: Tensor
     outputs: Tensor
-
-
-class _Sums:
-    """Running sums of one layer."""
-
-    def __init__(self, num_rows: int, num_columns: int) -> None:
-        self.inputs = torch.zeros(num_columns, num_columns)
-        self.outputs = torch.zeros(num_rows)
-        self.gradients = torch.zeros(num_columns, num_columns)  # of an embedding
-        self.frequencies = torch.zeros(num_rows)  # of an embedding's rows
-
-
-def compressible_layers(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, str]]:
-    """Linear layers and the input embedding by name, and heads tied to the embedding.
-
-    Returns:
-        Layers to compress, and head name -> embedding name for heads that share its weight.
-    """
-    layers = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) or (isinstance(module, nn.Embedding) and module is model.get_input_embeddings())
-    }
-    embedding = next((name for name, module in layers.items() if isinstance(module, nn.Embedding)), None)
-    tied = {
-        name: embedding
-        for name, module in layers.items()
-        if embedding and isinstance(module, nn.Linear) and module.weight is layers[embedding].weight
-    }
-    return {name: module for name, module in layers.items() if name not in tied}, tied
 
 
 def calibrate(model: Any, windows: Tensor, batch_size: int = 8, seed: int = 0) -> dict[str, Moments]:
@@ -68,65 +46,87 @@ def calibrate(model: Any, windows: Tensor, batch_size: int = 8, seed: int = 0) -
         seed: Of the drawn labels.
 
     Returns:
-        Moments by layer name. A tied embedding's are the sum of both uses: as a table, a row meets
+        Moments by the name of the matrix. A tied embedding's are the sum of both uses: as a table, a row meets
         the gradient of its token as often as the token occurs; as the head, it meets the last
         hidden state. The sum is kept in its best separable form (rows times columns).
     """
     layers, tied = compressible_layers(model)
-    sums = {name: _Sums(*layer.weight.shape) for name, layer in layers.items()}
-    heads = {head: _Sums(*layers[source].weight.shape) for head, source in tied.items()}
+    sums = {name: Sums(*layer.weight.shape) for name, layer in layers.items()}
+    heads = {head: Sums(*layers[source].weight.shape) for head, source in tied.items()}
+    stacks: dict[Tensor, list[Sums]] = {}
     handles = []
     for name, layer in layers.items():
-        observe = _observe_embedding if isinstance(layer, nn.Embedding) else _observe_linear
-        handles.append(layer.register_forward_hook(observe(sums[name])))
-    handles += [model.get_submodule(head).register_forward_hook(_observe_linear(heads[head])) for head in tied]
+        if layer.kind == "experts":
+            stacks.setdefault(layer.tensor, []).append(sums[name])
+        else:
+            hook = OBSERVERS[layer.kind](sums[name], layer)
+            handles.append(layer.module.register_forward_hook(hook, with_kwargs=True))
+    for head, source in tied.items():
+        hook = observe_linear(heads[head], layers[source])
+        handles.append(model.get_submodule(head).register_forward_hook(hook, with_kwargs=True))
     generator = torch.Generator().manual_seed(seed)
     num_tokens = 0
     try:
-        for batch in track(windows.split(batch_size), "calibrate"):
-            with torch.enable_grad():
-                logits = model(batch, use_cache=False).logits
-                with torch.no_grad():
-                    flat = logits.detach().float().softmax(-1).flatten(0, -2)
-                    labels = torch.multinomial(flat, 1, generator=generator).flatten()
-                loss = nn.functional.cross_entropy(logits.float().flatten(0, -2), labels, reduction="sum")
-                model.zero_grad(set_to_none=True)
-                loss.backward()
-            num_tokens += batch.numel()
+        with separate_experts(model, bool(stacks)):
+            for batch in track(windows.split(batch_size), "calibrate"):
+                with torch.enable_grad():
+                    with ExpertWatch(stacks) if stacks else nullcontext():
+                        outputs = model(batch, **without_cache(model))
+                    loss = sampled_loss(outputs, generator)
+                    model.zero_grad(set_to_none=True)
+                    loss.backward()
+                num_tokens += batch.numel()
     finally:
         for handle in handles:
             handle.remove()
         model.zero_grad(set_to_none=True)
-    return {name: _moments(total, [heads[h] for h, s in tied.items() if s == name], num_tokens) for name, total in sums.items()}
+    for experts in stacks.values():
+        share(experts)
+    moments = {
+        name: _moments(total, [heads[h] for h, s in tied.items() if s == name], num_tokens) for name, total in sums.items()
+    }
+    return priced(moments, {name for name, layer in layers.items() if layer.kind != "embedding"})
 
 
-def _observe_linear(sums: _Sums) -> Any:
-    def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        x = args[0].detach().float().flatten(0, -2)
-        sums.inputs += x.T @ x
-
-        def with_gradient(gradient: Tensor) -> None:
-            sums.outputs.add_(gradient.float().flatten(0, -2).square().sum(0))
-
-        output.register_hook(with_gradient)
-
-    return hook
+def without_cache(model: Any) -> dict[str, bool]:
+    """What tells a model to keep no keys and values, if it ever would."""
+    return {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
 
 
-def _observe_embedding(sums: _Sums) -> Any:
-    def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        sums.frequencies += torch.bincount(args[0].flatten(), minlength=len(sums.frequencies))
+def sampled_loss(outputs: Any, generator: torch.Generator) -> Tensor:
+    """The loss whose gradients count.
 
-        def with_gradient(gradient: Tensor) -> None:
-            flat = gradient.float().flatten(0, -2)
-            sums.gradients.add_(flat.T @ flat)
+    With logits: the negative log-likelihood of labels drawn from them, at every position, for masked
+    language models as for causal ones. Without (an encoder that has no head): products of the last
+    hidden states, and of the pooled ones if there are any, with standard normal numbers. Then the
+    gradients' second moment is the Gauss-Newton matrix of half the squared change of the outputs,
+    and "nats" are units of that.
+    """
+    logits = getattr(outputs, "logits", None)
+    if logits is not None:
+        with torch.no_grad():
+            flat = logits.detach().float().softmax(-1).flatten(0, -2)
+            labels = torch.multinomial(flat, 1, generator=generator).flatten()
+        return nn.functional.cross_entropy(logits.float().flatten(0, -2), labels, reduction="sum")
+    states = [outputs.last_hidden_state, getattr(outputs, "pooler_output", None)]
+    return sum((state.float() * torch.randn(state.shape, generator=generator)).sum() for state in states if state is not None)  # type: ignore[return-value]
 
-        output.register_hook(with_gradient)
 
-    return hook
+def share(experts: list[Sums]) -> None:
+    """Add what `PRIOR_TOKENS` average tokens of all experts would give to each expert.
+
+    One that calibration seldom or never met is then priced like a rare copy of the others.
+    """
+    count = sum(expert.count for expert in experts)
+    if count:
+        inputs = sum(expert.inputs for expert in experts) * (PRIOR_TOKENS / count)
+        outputs = sum(expert.outputs for expert in experts) * (PRIOR_TOKENS / count)
+        for expert in experts:
+            expert.inputs, expert.outputs = expert.inputs + inputs, expert.outputs + outputs
+            expert.count += PRIOR_TOKENS
 
 
-def _moments(total: _Sums, heads: list[_Sums], num_tokens: int, damping: float = 0.02) -> Moments:
+def _moments(total: Sums, heads: list[Sums], num_tokens: int, damping: float = 0.02) -> Moments:
     """Means from sums; outputs are damped by a share of their mean, so that nothing is free."""
     if total.frequencies.any():
         frequencies = (total.frequencies + 1) / (num_tokens + len(total.frequencies))
@@ -138,5 +138,31 @@ def _moments(total: _Sums, heads: list[_Sums], num_tokens: int, damping: float =
             outputs += squares * hidden.diagonal().mean()
         inputs /= inputs.diagonal().mean().clamp_min(1e-30)
     else:
-        inputs, outputs = total.inputs / num_tokens, total.outputs / num_tokens
+        inputs, outputs = total.inputs / max(total.count, 1), total.outputs / num_tokens
     return Moments(inputs, outputs + damping * outputs.mean().clamp_min(1e-30))
+
+
+def priced(moments: dict[str, Moments], usual: set[str]) -> dict[str, Moments]:
+    """Give matrices that calibration could not see, or that the loss does not reach, the price of the others.
+
+    Their inputs count as uncorrelated where nothing is known of them; power and mean square of the
+    gradients are the median over the matrices that were seen.
+
+    Args:
+        moments: By name.
+        usual: The names over which the median is taken.
+    """
+    power = {name: float(each.inputs.diagonal().mean()) for name, each in moments.items()}
+    gradient = {name: float(each.outputs.mean()) for name, each in moments.items()}
+    seen = [name for name in moments if power[name] > 0 and gradient[name] > UNREACHED]
+    typical = [name for name in seen if name in usual] or seen
+    if len(seen) == len(moments) or not typical:
+        return moments
+    usual_power = statistics.median(power[name] for name in typical)
+    usual_gradient = statistics.median(gradient[name] for name in typical)
+    for name in moments.keys() - set(seen):
+        inputs, outputs = moments[name].inputs, moments[name].outputs
+        if power[name] == 0:
+            inputs = usual_power * torch.eye(len(inputs))
+        moments[name] = Moments(inputs, torch.full_like(outputs, usual_gradient))
+    return moments

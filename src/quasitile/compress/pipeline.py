@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
-from torch import nn
 
 from quasitile.checkpoint import stored_bytes
 from quasitile.codec.block import Block
@@ -17,14 +16,14 @@ from quasitile.codec.packing import code_bits, unpack
 from quasitile.codec.spectrum import TRANSFORMS, TRUNCATIONS
 from quasitile.codec.tiling import TILINGS
 from quasitile.compress.allocate import Coded, Job, allocate
-from quasitile.compress.calibrate import calibrate, compressible_layers
+from quasitile.compress.calibrate import calibrate
 from quasitile.compress.layout import deflate_where_it_pays
 from quasitile.compress.size import BITS_OF_NUMBER, parse_size
 from quasitile.compress.text import read_texts, token_windows
 from quasitile.errors import InputError
 from quasitile.folders import stage_folder, write_json
 from quasitile.progress import human_bytes, say
-from quasitile.runtime import convert, is_compressed, load_model, save_model
+from quasitile.runtime import Place, compressible_layers, convert, is_compressed, load_model, save_model, uncoded
 from quasitile.settings import Settings
 
 BITS_OF_BF16 = 16
@@ -95,7 +94,8 @@ def compress(
     """Compress a model to a given size (paper 3.1 and 3.2.1).
 
     Args:
-        model: A Hugging Face folder or hub name with a causal language model.
+        model: A Hugging Face folder or hub name with a model that reads tokens: a causal or masked
+            language model, or an encoder without a head.
         out: The model folder to make.
         text: Calibration text: a JSON-lines file with a `text` key, or a text file. `sample` makes
             one from the model itself.
@@ -113,6 +113,10 @@ def compress(
     dense, tokenizer = load_model(model)
     layers, tied = compressible_layers(dense)
     check_weights(layers)
+    if dense.main_input_name != "input_ids":
+        raise InputError(f"{model} reads {dense.main_input_name}, no tokens; calibration needs a model that reads text")
+    if dense.config.is_encoder_decoder:
+        raise InputError(f"{model} is an encoder with a decoder, which calibration cannot feed yet; give one of the two alone")
     num_parameters = sum(parameter.numel() for parameter in dense.parameters())
     original_bytes = num_parameters * BITS_OF_BF16 // 8
     target = parse_size(settings.size, original_bytes)
@@ -142,18 +146,21 @@ def compress(
             truncation=settings.spectrum.truncation,
             keep=settings.spectrum.keep,
         )
-        rest = [p.numel() for n, p in dense.named_parameters() if n.removesuffix(".weight") not in layers]
+        rest = uncoded(dense)
+        rest_bytes = sum(
+            tensor.numel() * dense.storage_dtypes.get(name, tensor.dtype).itemsize for name, tensor in rest.items()
+        )
+        headers = 200 + sum(max(140, 94 + len(name)) for name in [*rest, *layers])
 
         def num_bytes(coded: dict[str, Coded]) -> int:
-            headers = 140 * (len(rest) + len(coded)) + 200
-            return sum(result.payload.numel() for result in coded.values()) + 2 * sum(rest) + headers
+            return sum(result.payload.numel() for result in coded.values()) + rest_bytes + headers
 
         def num_numbers(coded: dict[str, Coded]) -> int:
-            return sum(result.num_numbers for result in coded.values()) + sum(rest)
+            return sum(result.num_numbers for result in coded.values()) + sum(tensor.numel() for tensor in rest.values())
 
         workers = settings.workers or len(os.sched_getaffinity(0))
         if settings.tiling.name == "hierarchical":
-            room = (target.num_bytes or (target.num_parameters or 0) * BITS_OF_NUMBER / 8) - 2 * sum(rest)
+            room = (target.num_bytes or (target.num_parameters or 0) * BITS_OF_NUMBER / 8) - rest_bytes
             jobs = deflate_where_it_pays(jobs, coding, room, settings.tiling.short, settings.tiling.seed, workers)
         measure, limit = (num_bytes, target.num_bytes) if target.num_bytes is not None else (num_numbers, target.num_parameters)
         assert limit is not None
@@ -178,17 +185,17 @@ def compress(
     return stage.summary
 
 
-def check_weights(layers: dict[str, nn.Module]) -> None:
+def check_weights(layers: dict[str, Place]) -> None:
     """Refuse weights that are not numbers.
 
     Raises:
         InputError: A layer holds NaN or infinite values, or there is no layer.
     """
     if not layers:
-        raise InputError("the model has no linear layer to compress; give a causal language model")
+        raise InputError("the model has no weight matrix to compress; give a language model")
     for name, layer in layers.items():
         if not torch.isfinite(layer.weight).all():
-            raise InputError(f"{name}.weight holds NaN or infinite values; the checkpoint is damaged")
+            raise InputError(f"{name} holds NaN or infinite values; the checkpoint is damaged")
 
 
 def describe_matrix(job: Job, coded: Coded, settings: CompressSettings) -> dict[str, Any]:

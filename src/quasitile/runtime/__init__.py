@@ -1,16 +1,21 @@
 """The compressed layer, Transformers' quantiser for it, and loading."""
 
+from quasitile.runtime.layers import Place, compressible_layers
 from quasitile.runtime.linear import TiledEmbedding, TiledHead, TiledLinear, TiledMatrix, held_weights, tiled_matrices
-from quasitile.runtime.load import is_compressed, load_model, load_tokenizer, load_trainable, save_model
+from quasitile.runtime.load import is_compressed, load_model, load_tokenizer, load_trainable, save_model, uncoded
 from quasitile.runtime.plugin import QuasitileConfig, QuasitileQuantizer, convert
+from quasitile.runtime.substitute import coded_parameters
 
 __all__ = [
+    "Place",
     "QuasitileConfig",
     "QuasitileQuantizer",
     "TiledEmbedding",
     "TiledHead",
     "TiledLinear",
     "TiledMatrix",
+    "coded_parameters",
+    "compressible_layers",
     "convert",
     "held_weights",
     "is_compressed",
@@ -19,4 +24,5 @@ __all__ = [
     "load_trainable",
     "save_model",
     "tiled_matrices",
+    "uncoded",
 ]

@@ -10,75 +10,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from quasitile.codec.block import Block, CodedMatrix, Tile, Tiling, from_symbols
+from quasitile.codec.block import CodedMatrix, Tiling, from_symbols
 from quasitile.codec.factors import scale_values
-from quasitile.codec.matrix import decode_matrix, decode_tile
+from quasitile.codec.matrix import decode_matrix
 from quasitile.codec.packing import pack, unpack
+from quasitile.runtime.rank_block import RankBlock
 
 REMAINDER_UNITS = 254  # in a rounding step; 126 of them are just below a half
-
-
-class RankBlock(nn.Module):
-    """The trainable form of a block: spectral coefficients and residual codes in units of their rounding steps.
-
-    Args:
-        block: Where to start from.
-        tile: Where it lies.
-        transforms: Of the factors and of the residual, see `quasitile.codec.spectrum.TRANSFORMS`.
-    """
-
-    def __init__(self, block: Block, tile: Tile, transforms: tuple[str, str]) -> None:
-        super().__init__()
-        self.tile, self.transforms, self.residual_step = tile, transforms, block.residual_step
-        self.residual = nn.Parameter(block.residual.clone()) if block.residual is not None else None
-        self.left = nn.Parameter(block.left.clone())
-        self.right = nn.Parameter(block.right.clone())
-        self.gain = nn.Parameter(torch.zeros_like(block.scale))  # logarithm of what training does to the scale
-        self.register_buffer("scale", block.scale.clone(), persistent=False)
-
-    def scaled(self) -> Tensor:
-        """The components' scales as they are stored, in bf16; gradients pass through."""
-        scale = self.scale * self.gain.exp()
-        return scale + (scale.to(torch.bfloat16).float() - scale).detach()
-
-    def coefficients(self) -> list[nn.Parameter]:
-        """What is measured in rounding steps and trained: factors, residual, or both."""
-        return [p for p in (self.left, self.right, self.residual) if p is not None and p.numel()]
-
-    def rounded(self) -> Block:
-        """The block with whole coefficients; gradients pass through the rounding."""
-        residual = None if self.residual is None else straight_through(self.residual)
-        return Block(
-            straight_through(self.left),
-            straight_through(self.right),
-            self.scaled(),
-            residual=residual,
-            residual_step=self.residual_step,
-        )
-
-    def stored(self, coarser: float = 1.0) -> Block:
-        """The block as it would be stored now, with all steps `coarser` times as large."""
-        root = coarser**0.5
-        left, right = self.left.detach() / root, self.right.detach() / root
-        residual = None if self.residual is None else self.residual.detach() / coarser
-        exact = Block(left, right, self.scaled().detach() * coarser, None, residual, self.residual_step * coarser)
-        rounded = replace(
-            exact, left=left.round(), right=right.round(), residual=None if residual is None else residual.round()
-        )
-        return replace(rounded, remainders=exact.codes() - rounded.codes())
-
-    def forward(self) -> Tensor:
-        """The tile (P, Q)."""
-        return decode_tile(self.rounded(), *self.transforms)
-
-
-def straight_through(values: Tensor) -> Tensor:
-    """Whole numbers; gradients pass as if nothing had been rounded."""
-    return values + (values.round() - values).detach()
 
 
 class TiledMatrix(nn.Module):
@@ -103,6 +46,7 @@ class TiledMatrix(nn.Module):
         self.remainders: Tensor | None = None  # int8, what rounding took away in 1/254 of a step; not part of the model
         self._held: Tensor | None = None
         self._cached: tuple[int, Tensor] | None = None  # of a trainable matrix, for use without gradients
+        self.loading = False  # until its bytes have been read, the weight has a shape and no values
 
     @classmethod
     def from_coded(cls, coded: CodedMatrix, dtype: torch.dtype = torch.float32) -> TiledMatrix:
@@ -183,6 +127,7 @@ class TiledMatrix(nn.Module):
         Raises:
             ValueError: The bytes are no coded matrix of this shape.
         """
+        self.loading = False
         coded = unpack(self.payload, self.shape)
         self.dense = decode_matrix(coded).to(dtype=self.dense.dtype, device=self.payload.device)
 
@@ -192,6 +137,8 @@ class TiledMatrix(nn.Module):
 
     def weight(self) -> Tensor:
         """The weight (M, N) in the layer's dtype."""
+        if self.loading:
+            return torch.empty(self.shape, dtype=self.dense.dtype, device="meta")
         if self._skeleton is None:
             if not self.dense.numel():
                 self.decode()
@@ -232,6 +179,8 @@ def assemble(tiling: Tiling, blocks: list[RankBlock]) -> Tensor:
 class TiledLinear(nn.Module):
     """`y = x W^T + b` with a coded W."""
 
+    coded_parameters: ClassVar = {"weight": "linear"}  # see `quasitile.runtime.layers.KINDS`
+
     def __init__(self, matrix: TiledMatrix, bias: nn.Parameter | None = None) -> None:
         super().__init__()
         self.matrix = matrix
@@ -251,6 +200,8 @@ class TiledLinear(nn.Module):
 class TiledEmbedding(nn.Module):
     """A look-up table of M rows with a coded weight."""
 
+    coded_parameters: ClassVar = {"weight": "embedding"}
+
     def __init__(self, matrix: TiledMatrix, padding_idx: int | None = None) -> None:
         super().__init__()
         self.matrix = matrix
@@ -268,11 +219,17 @@ class TiledEmbedding(nn.Module):
 
 
 class TiledHead(nn.Module):
-    """An output head that shares the embedding's matrix and stores nothing of its own."""
+    """An output head that shares the embedding's matrix and stores at most a bias of its own.
 
-    def __init__(self, embedding: TiledEmbedding) -> None:
+    Args:
+        embedding: A module with a `TiledMatrix` as its `matrix`.
+        bias: (M,).
+    """
+
+    def __init__(self, embedding: Any, bias: nn.Parameter | None = None) -> None:
         super().__init__()
         self._shared = (embedding,)  # in a tuple, so that it is not registered a second time
+        self.bias = bias
         self.out_features, self.in_features = embedding.matrix.shape
 
     @property
@@ -282,12 +239,16 @@ class TiledHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """`(..., N) -> (..., M)`."""
-        return nn.functional.linear(hidden, self.weight.to(hidden.dtype))
+        return nn.functional.linear(hidden, self.weight.to(hidden.dtype), self.bias)
 
 
 def tiled_matrices(model: nn.Module) -> dict[str, TiledMatrix]:
-    """Every coded matrix of a model by its layer's name."""
-    return {name.removesuffix(".matrix"): module for name, module in model.named_modules() if isinstance(module, TiledMatrix)}
+    """Every coded matrix of a model by its layer's name, or by `EXPERTS.PARAMETER.INDEX` in a stack."""
+    return {
+        name.removesuffix(".matrix").replace(".matrices.", "."): module
+        for name, module in model.named_modules()
+        if isinstance(module, TiledMatrix)
+    }
 
 
 @contextmanager

@@ -6,12 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+import transformers
+from torch import Tensor
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
 from quasitile.checkpoint.shards import read_remainders, weight_files, write_remainders, write_shards
 from quasitile.errors import InputError
-from quasitile.runtime.linear import TiledHead, tiled_matrices
+from quasitile.runtime.layers import compressible_layers
+from quasitile.runtime.linear import TiledHead, TiledMatrix, tiled_matrices
 from quasitile.runtime.plugin import METHOD, describe
+
+AUTO_CLASSES = (AutoModelForCausalLM, AutoModelForMaskedLM, AutoModel)
 
 
 def load_tokenizer(model: str | Path) -> Any:
@@ -27,7 +32,10 @@ def load_tokenizer(model: str | Path) -> Any:
 
 
 def load_model(model: str | Path, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
-    """A causal language model in evaluation mode, and its tokenizer.
+    """A model in evaluation mode, and its tokenizer.
+
+    It is of the class that its configuration names: a causal or masked language model, an encoder
+    without a head, or any other class of Transformers. Where that names none, a causal language model.
 
     Args:
         model: A Hugging Face folder, a hub name, or a folder that quasitile wrote.
@@ -38,7 +46,8 @@ def load_model(model: str | Path, dtype: torch.dtype = torch.float32) -> tuple[A
     """
     check_local(model)
     try:
-        loaded, report = AutoModelForCausalLM.from_pretrained(str(model), dtype=dtype, output_loading_info=True)
+        config = AutoConfig.from_pretrained(str(model))
+        loaded, report = model_class(config).from_pretrained(str(model), dtype=dtype, output_loading_info=True)
     except InputError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -48,7 +57,48 @@ def load_model(model: str | Path, dtype: torch.dtype = torch.float32) -> tuple[A
         raise InputError(
             f"{model} lacks {len(missing)} tensors ({missing[0]}, ...); the model would be partly random, copy it again"
         )
+    loaded.storage_dtypes = storage_dtypes(loaded, getattr(config, "dtype", None) or torch.bfloat16)
     return loaded.eval(), load_tokenizer(model)
+
+
+def model_class(config: Any) -> Any:
+    """The class that loads a model: an Auto class, or the class of Transformers that the configuration names."""
+    names = getattr(config, "architectures", None) or []
+    for auto in AUTO_CLASSES:
+        classes = auto._model_mapping.get(type(config), ())
+        classes = classes if isinstance(classes, (list, tuple)) else (classes,)
+        if any(getattr(each, "__name__", None) in names for each in classes):
+            return auto
+    named = getattr(transformers, names[0], None) if names else None
+    return named if hasattr(named, "from_pretrained") else AutoModelForCausalLM
+
+
+def storage_dtypes(model: Any, dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """In which dtype each tensor beside the matrices is stored: the checkpoint's where that is exact, else its own.
+
+    Args:
+        model: As loaded, before any training.
+        dtype: The checkpoint's.
+
+    Returns:
+        Name -> dtype, and `""` -> the checkpoint's.
+    """
+    dtypes = {"": dtype}
+    for name, tensor in uncoded(model).items():
+        if tensor.is_floating_point():
+            exact = torch.equal(tensor.to(dtype).to(tensor.dtype), tensor)
+            dtypes[name] = dtype if exact else tensor.dtype
+    return dtypes
+
+
+def uncoded(model: Any) -> dict[str, Tensor]:
+    """What is stored of a model beside its matrices, coded or still to be coded; tied tensors once."""
+    others = {f"{name}.payload" for name, module in model.named_modules() if isinstance(module, TiledMatrix)}
+    if not others:
+        layers, tied = compressible_layers(model)
+        others = {f"{place.path}.{place.parameter}" for place in layers.values()} | {f"{name}.weight" for name in tied}
+    others |= set(getattr(model, "all_tied_weights_keys", None) or {})
+    return {name: tensor.detach() for name, tensor in model.state_dict().items() if name not in others}
 
 
 def check_local(model: str | Path) -> None:
@@ -91,30 +141,31 @@ def load_trainable(model: str | Path) -> tuple[Any, Any]:
     return loaded, tokenizer
 
 
-def save_model(
-    model: Any, tokenizer: Any, folder: Path, *, trainable: bool = False, dtype: torch.dtype = torch.bfloat16
-) -> None:
+def save_model(model: Any, tokenizer: Any, folder: Path, *, trainable: bool = False) -> None:
     """Write a compressed model as a Hugging Face folder. All its matrices must be packed.
 
     Args:
-        model: As `quasitile.runtime.convert` made it or `load_model` loaded it.
+        model: As `quasitile.runtime.convert` made it or `load_model` loaded it. What is no matrix is
+            stored as `storage_dtypes` found when it was loaded.
         tokenizer: Written beside it.
         folder: Exists.
         trainable: Also write what rounding took away, for later training.
-        dtype: In which norms and biases are stored.
     """
     tied = tied_heads(model)
     describe(model, tied)
+    dtypes = getattr(model, "storage_dtypes", None) or storage_dtypes(model, torch.bfloat16)
+    dropped = set(getattr(model, "all_tied_weights_keys", None) or {})
     tensors = {
-        name: tensor.detach().to(dtype) if tensor.is_floating_point() else tensor.detach()
+        name: tensor.detach().to(dtypes.get(name, tensor.dtype))
         for name, tensor in model.state_dict().items()
+        if name not in dropped
     }
     write_shards(tensors, folder)
     remainders = {name: matrix.remainders for name, matrix in tiled_matrices(model).items() if matrix.remainders is not None}
     if trainable and remainders:
         write_remainders(remainders, folder)
     config = model.config
-    loaded_dtype, config.dtype = config.dtype, dtype
+    loaded_dtype, config.dtype = config.dtype, dtypes[""]
     config.save_pretrained(folder)
     config.dtype = loaded_dtype
     if getattr(model, "generation_config", None) is not None:

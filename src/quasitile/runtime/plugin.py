@@ -12,7 +12,9 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from quasitile.checkpoint import verify_checksums
 from quasitile.codec.block import CodedMatrix
 from quasitile.errors import InputError
-from quasitile.runtime.linear import TiledEmbedding, TiledHead, TiledLinear, TiledMatrix, tiled_matrices
+from quasitile.runtime.layers import KINDS, compressible_layers
+from quasitile.runtime.linear import TiledHead, TiledMatrix, tiled_matrices
+from quasitile.runtime.substitute import coded_parameters, substitute
 
 METHOD = "quasitile"
 FORMAT_VERSION = 1
@@ -23,7 +25,9 @@ class QuasitileConfig(QuantizationConfigMixin):
     """What `config.json` says of the coded layers.
 
     Args:
-        modules: Layer name -> `{"kind": "linear" | "embedding", "shape": [M, N], "payload_bytes": n}`.
+        modules: Layer name -> `{"kind": ..., "shape": [M, N], "payload_bytes": n}`, with a kind of
+            `quasitile.runtime.layers.KINDS`; of experts, name of the parameter -> the same with
+            `[E, M, N]` and a list of E numbers of bytes.
         tied: Layer name -> name of the embedding whose matrix it shares.
         format_version: Of the folder.
     """
@@ -52,13 +56,11 @@ class QuasitileQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: nn.Module, checkpoint_files: Any = None, **_: Any) -> None:
         verify_checksums(checkpoint_files or [])
-        config = self.quantization_config
-        for name, entry in config.modules.items():
-            old = _submodule(model, name)
-            with torch.device("meta"):
-                matrix = TiledMatrix(tuple(entry["shape"]), entry["payload_bytes"], old.weight.dtype)
-                _replace(model, name, matrix, old)
-        _tie(model, config.tied)
+        names = _names_in(model, self.quantization_config)
+        for name, entry in self.quantization_config.modules.items():
+            if name in names:
+                _put_undecoded(model, names[name], entry)
+        _tie(model, {names[head]: names[source] for head, source in self.quantization_config.tied.items() if head in names})
 
     def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
         for name, matrix in tiled_matrices(model).items():
@@ -69,6 +71,10 @@ class QuasitileQuantizer(HfQuantizer):
             except ValueError as error:
                 raise InputError(f"the stored matrix of {name} is damaged: {error}; copy the folder again") from error
         return model
+
+    def update_weight_conversions(self, weight_conversions: Any, *_: Any) -> list[Any]:
+        """None: in our folders tensors have the names of the model's modules, experts included."""
+        return []
 
     def param_needs_quantization(self, model: nn.Module, param_name: str, **_: Any) -> bool:
         """Nothing is coded while loading: the bytes are stored as they are."""
@@ -87,50 +93,83 @@ def convert(model: nn.Module, coded: dict[str, CodedMatrix], tied: dict[str, str
         coded: Layer name -> coded matrix.
         tied: Layer name -> name of the embedding that it shares.
     """
-    for name, matrix in coded.items():
-        old = _submodule(model, name)
-        _replace(model, name, TiledMatrix.from_coded(matrix, old.weight.dtype), old)
+    layers, _ = compressible_layers(model)
+    parameters: dict[tuple[str, str, str], list[TiledMatrix]] = {}
+    for name, place in layers.items():
+        if name in coded:
+            matrix = TiledMatrix.from_coded(coded[name], place.tensor.dtype)
+            parameters.setdefault((place.path, place.parameter, place.kind), []).append(matrix)
+    assert sum(map(len, parameters.values())) == len(coded), "a coded matrix has no place in the model"
+    for (path, parameter, kind), matrices in parameters.items():
+        substitute(model, path, parameter, kind, matrices)
     _tie(model, tied)
     describe(model, tied)
     return model
 
 
-def describe(model: nn.Module, tied: dict[str, str]) -> None:
+def describe(model: Any, tied: dict[str, str]) -> None:
     """Write the coded layers into the model's configuration and give it its quantiser."""
-    modules = {
-        name: {
-            "kind": "embedding" if isinstance(_submodule(model, name), TiledEmbedding) else "linear",
-            "shape": list(matrix.shape),
-            "payload_bytes": matrix.payload.numel(),
-        }
-        for name, matrix in tiled_matrices(model).items()
-    }
+    modules: dict[str, dict[str, Any]] = {}
+    for name, kind, matrices in coded_parameters(model):
+        num_bytes = [matrix.payload.numel() for matrix in matrices]
+        shape = list(matrices[0].shape)
+        modules[name] = (
+            {"kind": kind, "shape": [len(matrices), *shape], "payload_bytes": num_bytes}
+            if kind == "experts"
+            else {"kind": kind, "shape": shape, "payload_bytes": num_bytes[0]}
+        )
     config = QuasitileConfig(modules, tied)
     model.config.quantization_config = config
     model.hf_quantizer = QuasitileQuantizer(config, pre_quantized=True)
+    model._weight_conversions = []  # what Transformers renames and splits when it saves: nothing
 
 
-def _submodule(model: nn.Module, name: str) -> Any:
-    try:
-        return model.get_submodule(name)
-    except AttributeError as error:
-        raise InputError(
-            f"config.json names a coded layer {name} that the model does not have; copy the folder again"
-        ) from error
+def _names_in(model: Any, config: Any) -> dict[str, str]:
+    """Name in the folder -> name in the model, which may be the folder's without its head, or the folder's with one.
+
+    Raises:
+        InputError: The model has no such layer.
+    """
+    prefix = f"{model.base_model_prefix}."
+    modules = {name for name, _ in model.named_modules()}
+    names = {}
+    kinds = {name: entry["kind"] for name, entry in config.modules.items()} | dict.fromkeys(config.tied, "linear")
+    inside = any(name.startswith(prefix) for name in kinds) and not any(name.startswith(prefix) for name in modules)
+    for name, kind in kinds.items():
+        for candidate in (name, name.removeprefix(prefix), prefix + name):
+            if (candidate.rpartition(".")[0] if kind == "experts" else candidate) in modules:
+                names[name] = candidate
+                break
+        else:
+            if not inside or name.startswith(prefix):
+                raise InputError(f"config.json names a coded layer {name} that the model does not have; copy the folder again")
+    return names
 
 
-def _replace(model: nn.Module, name: str, matrix: TiledMatrix, old: Any) -> None:
-    parent, _, leaf = name.rpartition(".")
-    is_embedding = isinstance(old, nn.Embedding)
-    new = TiledEmbedding(matrix, old.padding_idx) if is_embedding else TiledLinear(matrix, old.bias)
-    setattr(model.get_submodule(parent), leaf, new)
+def _put_undecoded(model: nn.Module, name: str, entry: dict[str, Any]) -> None:
+    """Make room for the bytes of one parameter."""
+    kind = entry["kind"]
+    if kind not in KINDS:
+        raise InputError(f"config.json calls {name} a {kind!r}, which this version does not know; update quasitile")
+    path, parameter = name.rpartition(".")[::2] if kind == "experts" else (name, "weight")
+    old = getattr(model.get_submodule(path), parameter, None)
+    shape = entry["shape"]
+    if old is None or list(KINDS[kind].matrix(old).shape) != shape:
+        raise InputError(f"config.json gives {name} the shape {shape}, which does not fit the model; copy the folder again")
+    sizes = entry["payload_bytes"] if kind == "experts" else [entry["payload_bytes"]]
+    with torch.device("meta"):
+        matrices = [TiledMatrix(tuple(shape[-2:]), num_bytes, old.dtype) for num_bytes in sizes]
+        for matrix in matrices:
+            matrix.loading = True
+        substitute(model, path, parameter, kind, matrices)
 
 
-def _tie(model: nn.Module, tied: dict[str, str]) -> None:
+def _tie(model: Any, tied: dict[str, str]) -> None:
     """Let output heads use the embedding's matrix; Transformers' own tying has nothing left to do."""
     for name, source in tied.items():
         parent, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, TiledHead(_submodule(model, source)))
+        old = model.get_submodule(name)
+        setattr(model.get_submodule(parent), leaf, TiledHead(model.get_submodule(source), old.bias))
         keys = getattr(model, "all_tied_weights_keys", None)
         if keys:
             keys.pop(f"{name}.weight", None)
