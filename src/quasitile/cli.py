@@ -160,7 +160,7 @@ def report(run: Path, out: Annotated[Path | None, typer.Option("--out", help="Wh
 def show(summary: dict[str, Any]) -> None:
     """A stage's summary as a short table: its plain values."""
     rows = [
-        (key.replace("_", " "), human_bytes(value) if key.endswith("_bytes") else short(value))
+        (key.replace("_", " "), short(value) if isinstance(value, str) or not key.endswith("_bytes") else human_bytes(value))
         for key, value in summary.items()
         if isinstance(value, int | float | str) and not isinstance(value, bool)
     ]

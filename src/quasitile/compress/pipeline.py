@@ -33,18 +33,21 @@ class TilingSettings(Settings):
     """Where the tiles lie."""
 
     name: Literal[*TILINGS] = "fibonacci"  # type: ignore[valid-type]
-    short: int = Field(96, ge=1, description="the shorter tile side; the longer one is 1.618 times it")
-    seed: int = Field(0, ge=0, description="phase of the chain, or order of the shuffled one")
+    short: int = Field(default=96, ge=1, description="the shorter tile side; the longer one is 1.618 times it")
+    seed: int = Field(default=0, ge=0, description="phase of the chain, or order of the shuffled one")
 
 
 class SpectrumSettings(Settings):
     """What is done in the frequency domain."""
 
     transform: Literal[*TRANSFORMS] = "dct"  # type: ignore[valid-type]
-    threshold: float = Field(0.55, ge=0.5, description="coefficients below this many steps are truncated")
-    truncation: Literal[*TRUNCATIONS] = Field("threshold", description="which others are truncated")  # type: ignore[valid-type]
+    threshold: float = Field(default=0.55, ge=0.5, description="coefficients below this many steps are truncated")
+    truncation: Literal[*TRUNCATIONS] = Field(default="threshold", description="which others are truncated")  # type: ignore[valid-type]
     keep: float = Field(
-        1.0, gt=0, le=1, description="share of power (energy), of frequencies (low_pass) or of coefficients (budget) kept"
+        default=1.0,
+        gt=0,
+        le=1,
+        description="share of power (energy), of frequencies (low_pass) or of coefficients (budget) kept",
     )
 
     @model_validator(mode="after")
@@ -57,25 +60,25 @@ class SpectrumSettings(Settings):
 class CalibrationSettings(Settings):
     """How much text is streamed for the moments."""
 
-    num_windows: int = Field(96, ge=1)
-    num_tokens: int = Field(256, ge=2, description="a window")
-    batch_size: int = Field(8, ge=1)
+    num_windows: int = Field(default=96, ge=1)
+    num_tokens: int = Field(default=256, ge=2, description="a window")
+    batch_size: int = Field(default=8, ge=1)
 
 
 class CompressSettings(Settings):
     """How a model is compressed."""
 
-    size: str = Field("25%", description="share of bf16 bytes (25%), bytes (4GB) or stored parameters (7B)")
+    size: str = Field(default="25%", description="share of bf16 bytes (25%), bytes (4GB) or stored parameters (7B)")
     tiling: TilingSettings = TilingSettings()
     spectrum: SpectrumSettings = SpectrumSettings()
-    residual: Literal["none", *TRANSFORMS] = Field("identity", description="transform of the quantised rest of a tile")  # type: ignore[valid-type]
-    residual_threshold: float = Field(0.5, ge=0.5, description="dead zone of the residual in steps")
-    row_damping: float = Field(0.0, ge=0, description="share of the mean output gradient that every row gets at least")
-    max_rank: int | None = Field(None, ge=0, description="a limit; with a residual, nothing means no factors")
-    rank_price: float = Field(1.0, gt=0, description="above 1: fewer components, stored more finely")
-    feedback: bool = Field(True, description="let column bands make up for what later ones lost")
+    residual: Literal["none", *TRANSFORMS] = Field(default="identity", description="transform of the quantised rest of a tile")  # type: ignore[valid-type]
+    residual_threshold: float = Field(default=0.5, ge=0.5, description="dead zone of the residual in steps")
+    row_damping: float = Field(default=0.0, ge=0, description="share of the mean output gradient that every row gets at least")
+    max_rank: int | None = Field(default=None, ge=0, description="a limit; with a residual, nothing means no factors")
+    rank_price: float = Field(default=1.0, gt=0, description="above 1: fewer components, stored more finely")
+    feedback: bool = Field(default=True, description="let column bands make up for what later ones lost")
     calibration: CalibrationSettings = CalibrationSettings()
-    workers: int = Field(0, ge=0, description="threads; 0 for one a core")
+    workers: int = Field(default=0, ge=0, description="threads; 0 for one a core")
     seed: int = 0
 
     @model_validator(mode="after")
@@ -129,7 +132,7 @@ def compress(
             Job(
                 name,
                 layer.weight.detach().float(),
-                place(*layer.weight.shape, settings.tiling.short, settings.tiling.seed),
+                place(layer.weight.shape[0], layer.weight.shape[1], settings.tiling.short, settings.tiling.seed),
                 moments[name],
             )
             for name, layer in layers.items()

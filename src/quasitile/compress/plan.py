@@ -23,7 +23,7 @@ from quasitile.settings import Settings
 class InspectSettings(Settings):
     """What to look at."""
 
-    sizes: tuple[str, ...] = Field(("50%", "25%", "12.5%", "6.25%"), min_length=1)
+    sizes: tuple[str, ...] = Field(default=("50%", "25%", "12.5%", "6.25%"), min_length=1)
     tiling: TilingSettings = TilingSettings()
 
 

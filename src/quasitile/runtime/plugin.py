@@ -52,7 +52,7 @@ class QuasitileQuantizer(HfQuantizer):
     """Puts coded layers where the configuration names them and decodes them after loading."""
 
     requires_calibration = True
-    is_trainable = True
+    is_trainable = True  # pyright: ignore[reportAssignmentType]
 
     def _process_model_before_weight_loading(self, model: nn.Module, checkpoint_files: Any = None, **_: Any) -> None:
         verify_checksums(checkpoint_files or [])
@@ -118,7 +118,7 @@ def describe(model: Any, tied: dict[str, str]) -> None:
             if kind == "experts"
             else {"kind": kind, "shape": shape, "payload_bytes": num_bytes[0]}
         )
-    config = QuasitileConfig(modules, tied)
+    config: Any = QuasitileConfig(modules, tied)  # pyright: ignore[reportCallIssue]
     model.config.quantization_config = config
     model.hf_quantizer = QuasitileQuantizer(config, pre_quantized=True)
     model._weight_conversions = []  # what Transformers renames and splits when it saves: nothing

@@ -20,6 +20,8 @@ class RankBlock(nn.Module):
         transforms: Of the factors and of the residual, see `quasitile.codec.spectrum.TRANSFORMS`.
     """
 
+    scale: Tensor
+
     def __init__(self, block: Block, tile: Tile, transforms: tuple[str, str]) -> None:
         super().__init__()
         self.tile, self.transforms, self.residual_step = tile, transforms, block.residual_step
