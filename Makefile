@@ -24,7 +24,7 @@ demo: $(VENV)/.installed
 	$(BIN)/quasitile run --out $(RUN)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
