@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 from quasitile.evaluate.batches import window_length
@@ -31,6 +32,7 @@ PUNCTUATION = re.compile(r"""(?<!\d)\.|\.(?!\d)|-(?!\d)|[!"#$&'()*+,/:;<=>?@\[\\
 ARTICLES = re.compile(r"(?<!\d )\b(?:a|an|the)\b")  # but "5 A" is a current
 
 
+@lru_cache(maxsize=1 << 16)
 def normalise(text: str) -> str:
     """Lower case without punctuation, articles and superfluous spaces, as SQuAD's script has it.
 

@@ -119,6 +119,7 @@ def _add_reading(battery: Battery, reading: Path, settings: EvaluateSettings, wi
             raise InputError(f"{reading / 'questions.jsonl'}: {record['metadata']['id']} has no section; run `read` again")
         battery.contexts.append(texts[place])
     unseen = [record for record in questions if record["metadata"]["split"] != "train"] or questions
+    unseen = sample(unseen, 4 * settings.num_choices, settings.seed)  # not every question makes an item
     items = choices_from_questions(unseen, settings.seed, pool=questions)
     if items:
         battery.choices["domain"] = sample(items, settings.num_choices, settings.seed)

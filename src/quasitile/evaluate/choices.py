@@ -17,6 +17,7 @@ from quasitile.evaluate.generation import fitted_prompt
 from quasitile.folders import read_jsonl
 
 NUM_OPTIONS = 4
+MOST_CANDIDATES = 300  # answers among which the most similar are looked for
 NO_CHOICE_KINDS = ("true_false", "summary")  # two options at most, and options that are too long to compare
 QUANTITY = re.compile(r"\W*\d[\d.,^×x±\s-]*(?P<unit>.*)", re.DOTALL)
 
@@ -109,7 +110,10 @@ def choices_from_questions(records: Sequence[dict[str, Any]], seed: int = 0, poo
     """
     rng, items = random.Random(seed), []
     usable = [record for record in (*records, *pool) if record["metadata"]["kind"] not in NO_CHOICE_KINDS]
-    answers = list(dict.fromkeys((record["metadata"]["kind"], answer_of(record)) for record in usable))
+    answers: dict[str, dict[str, None]] = {}  # by kind, each once, in order
+    for record in usable:
+        answers.setdefault(record["metadata"]["kind"], {})[answer_of(record)] = None
+    candidates = {kind: list(found) for kind, found in answers.items()}
     right: dict[str, set[str]] = {}
     for record in usable:
         right.setdefault(normalise(question_of(record)), set()).update(map(normalise, accepted_of(record)))
@@ -118,8 +122,7 @@ def choices_from_questions(records: Sequence[dict[str, Any]], seed: int = 0, poo
         if kind in NO_CHOICE_KINDS:
             continue
         question, answer = question_of(record), answer_of(record)
-        same_kind = [other for other_kind, other in answers if other_kind == kind]
-        wrong = draw_wrong(answer, same_kind, right[normalise(question)], rng)
+        wrong = draw_wrong(answer, candidates[kind], right[normalise(question)], rng)
         if wrong:
             items.append(shuffled_item(question, answer, wrong, rng))
     return items
@@ -135,7 +138,7 @@ def draw_wrong(answer: str, others: Sequence[str], right: set[str], rng: random.
     def distance(other: str) -> int:
         return abs(len(other.split()) - len(answer.split())) if unit is None else int(unit_of(other) != unit)
 
-    candidates = rng.sample(list(others), len(others))
+    candidates = rng.sample(others, min(len(others), MOST_CANDIDATES))
     same_form = [other for other in candidates if (unit_of(other) is None) == (unit is None)]
     wrong: dict[str, str] = {}
     for other in sorted(same_form, key=distance):  # stable: the draw decides among those equally alike
