@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from statistics import NormalDist
 
 import constriction
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 LEVEL_OCTAVE, LEVEL_CENTRE, NUM_LEVELS = 4, 16, 64  # spread 2^((level - 16) / 4)
@@ -23,8 +23,6 @@ CODED_SPREADS = 7.0  # codes up to so many spreads have a symbol of their own; l
 OUTLIER = 30.0  # times the mean magnitude
 PRIOR = 0.02  # mean square that a row or column of zeros is given
 MAX_ESCAPE = 2**31 - 1
-
-_normal_cdf = np.frompyfunc(NormalDist().cdf, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ def probabilities(level: int, shape: int) -> NDArray[np.float64]:
     """
     largest, spread = largest_code(level), float(spread_of(level))
     edges = np.arange(0, largest + 2) - 0.5
-    normal = _normal_cdf(edges / spread).astype(np.float64)
+    normal = torch.special.ndtr(torch.from_numpy(edges / spread)).numpy()
     laplace = 1 - 0.5 * np.exp(-np.sqrt(2) * np.abs(edges) / spread)
     laplace[0] = 1 - laplace[0]
     blend = shape / (NUM_SHAPES - 1)
@@ -86,7 +84,7 @@ def bit_table(shape: int) -> NDArray[np.float64]:
     return table
 
 
-def fit(codes: NDArray[np.int64], most: int = 1 << 16) -> Statistics:
+def fit(codes: NDArray[np.int64], most: int = 1 << 13) -> Statistics:
     """Statistics that give codes (M, N) few bits: moments of rows and columns, then the best offset and shape.
 
     Args:
