@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -30,15 +31,17 @@ from quasitile.evaluate import text_loss
 from quasitile.progress import set_quiet, table
 from quasitile.recipe import resolve
 
-RESIDUAL = Coding(residual="identity")
+RESIDUAL = Coding(residual="identity", num_states=8)
 VARIANTS: dict[str, tuple[str, Coding]] = {
     "best": ("fibonacci", RESIDUAL),
     "paper": ("penrose", Coding(transform="dct", threshold=0.55)),
     "residual, penrose": ("penrose", RESIDUAL),
     "residual, grid": ("grid", RESIDUAL),
     "residual, one tile": ("whole", RESIDUAL),
-    "residual, rows alike": ("fibonacci", Coding(residual="identity", row_damping=1.0)),
-    "residual + rank 4": ("fibonacci", Coding(residual="identity", max_rank=4, threshold=0.55)),
+    "residual, 32 states": ("fibonacci", replace(RESIDUAL, num_states=32)),
+    "residual, no trellis": ("fibonacci", replace(RESIDUAL, num_states=1)),
+    "residual, rows alike": ("fibonacci", replace(RESIDUAL, row_damping=1.0)),
+    "residual + rank 4": ("fibonacci", replace(RESIDUAL, max_rank=4, threshold=0.55)),
     "spectral residual, DCT": ("fibonacci", Coding(residual="dct")),
     "spectral residual, random basis": ("fibonacci", Coding(residual="random")),
     "factors, grid": ("grid", Coding(transform="dct", threshold=0.55)),

@@ -116,6 +116,8 @@ class CodedMatrix:
             `scale_values(row_scales)[i]`.
         column_scales: (N,) uint8, likewise for columns.
         residual_transform: Of the residual.
+        num_states: Of the trellis that the residual's codes are a path of, see `machine`; its step is then half of
+            what ordinary rounding has. 1 for none.
     """
 
     tiling: Tiling
@@ -124,3 +126,4 @@ class CodedMatrix:
     row_scales: Tensor
     column_scales: Tensor
     residual_transform: str = "identity"
+    num_states: int = 1

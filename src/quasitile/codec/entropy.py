@@ -1,8 +1,9 @@
-"""Symbol statistics of residual codes, and their asymmetric-numeral-system streams.
+"""Symbol statistics of residual codes, and the streams of the tiles.
 
 The spread of a code is the product of its row's and its column's, in quarter octaves (its *level*);
-the distribution at a level is a blend of a normal and a Laplace distribution of that spread. So the
-statistics of a whole matrix cost M + N bytes and a shape, and every tile is a stream of its own.
+the distribution at a level is a blend of a normal and a Laplace distribution of that spread, cut
+into the cells of its quantiser (see `machine`). So the statistics of a whole matrix cost M + N bytes
+and a shape, and every tile is a stream of its own.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from quasitile.codec.machine import codes_of, machine, points_of
+from quasitile.codec.rans import PRECISION, frequencies, rans_decode, rans_encode
+
 LEVEL_OCTAVE, LEVEL_CENTRE, NUM_LEVELS = 4, 16, 64  # spread 2^((level - 16) / 4)
 NUM_SHAPES = 5  # a shape of n is n / 4 Laplace and the rest normal
 COLUMN_CENTRE = 64
-PROBABILITY_UNITS = 1 << 22
 CODED_SPREADS = 7.0  # codes up to so many spreads have a symbol of their own; larger ones are written out
 OUTLIER = 30.0  # times the mean magnitude
 PRIOR = 0.02  # mean square that a row or column of zeros is given
@@ -33,11 +36,13 @@ class Statistics:
         row_levels: (M,) uint8.
         column_levels: (N,) uint8, around 64.
         shape: 0 (normal) to 4 (Laplace).
+        num_states: Of the trellis; 1 for none.
     """
 
     row_levels: NDArray[np.uint8]
     column_levels: NDArray[np.uint8]
     shape: int
+    num_states: int = 1
 
     def levels(self, rows: slice, columns: slice) -> NDArray[np.uint8]:
         """The level of every code of a tile (P, Q)."""
@@ -56,55 +61,74 @@ def largest_code(level: int) -> int:
 
 
 @cache
-def probabilities(level: int, shape: int) -> NDArray[np.float64]:
+def probabilities(level: int, shape: int, quantiser: int = 0) -> NDArray[np.float64]:
     """Probability of each symbol: codes from `-largest_code` to `largest_code`, then "larger".
 
-    Multiples of 2^-22, so that machines whose last bit of `exp` differs agree on them.
+    In units of the step, the cell of code k ends half way to the next one for quantiser 0, at k for
+    quantiser 1 (whose point k lies half a step nearer to zero), and that of its zero at 1/4.
     """
     largest, spread = largest_code(level), float(spread_of(level))
-    edges = np.arange(0, largest + 2) - 0.5
+    edges = np.arange(0, largest + 2) - 0.5 * (1 + quantiser)
+    edges[1 : 1 + quantiser] = 0.25
     normal = torch.special.ndtr(torch.from_numpy(edges / spread)).numpy()
     laplace = 1 - 0.5 * np.exp(-np.sqrt(2) * np.abs(edges) / spread)
-    laplace[0] = 1 - laplace[0]
     blend = shape / (NUM_SHAPES - 1)
     half = np.diff((1 - blend) * normal + blend * laplace)
-    units = np.maximum(1, np.rint(PROBABILITY_UNITS * np.concatenate([half[:0:-1], half, [0.0]])))
-    return units / units.sum()
+    half[0] = 2 * ((1 - blend) * normal[1] + blend * laplace[1]) - 1
+    units = frequencies(np.concatenate([half[:0:-1], half, [0.0]]))
+    return units / (1 << PRECISION)
 
 
 @cache
 def bit_table(shape: int) -> NDArray[np.float64]:
-    """Bits of a code's magnitude at each level, (levels, magnitudes); magnitudes beyond the symbols cost 32 more."""
+    """Bits of a code's magnitude (2 quantisers, levels, magnitudes); magnitudes beyond the symbols cost 32 more."""
     width = largest_code(NUM_LEVELS - 1) + 2
-    table = np.empty((NUM_LEVELS, width))
-    for level in range(NUM_LEVELS):
-        bits, largest = -np.log2(probabilities(level, shape)), largest_code(level)
-        table[level] = bits[-1] + 32
-        table[level, : largest + 1] = bits[largest:-1]
+    table = np.empty((2, NUM_LEVELS, width))
+    for quantiser, level in np.ndindex(2, NUM_LEVELS):
+        bits, largest = -np.log2(probabilities(level, shape, quantiser)), largest_code(level)
+        table[quantiser, level] = bits[-1] + 32
+        table[quantiser, level, : largest + 1] = bits[largest:-1]
     return table
 
 
-def fit(codes: NDArray[np.int64], most: int = 1 << 13) -> Statistics:
-    """Statistics that give codes (M, N) few bits: moments of rows and columns, then the best offset and shape.
+@cache
+def cumulative_table(shape: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32]]:
+    """Where the cumulative frequencies of (2 quantisers, levels) begin, the largest codes of levels, and all frequencies."""
+    starts, lists, place = np.zeros((2, NUM_LEVELS), np.int64), [], 0
+    for quantiser, level in np.ndindex(2, NUM_LEVELS):
+        units = np.rint(probabilities(level, shape, quantiser) * (1 << PRECISION)).astype(np.int64)
+        starts[quantiser, level] = place
+        lists.append(np.concatenate([[0], units.cumsum()]))
+        place += len(lists[-1])
+    largest = np.array([largest_code(level) for level in range(NUM_LEVELS)], np.int64)
+    return starts, largest, np.concatenate(lists).astype(np.int32)
+
+
+def fit(points: NDArray[np.int64], num_states: int = 1, quantisers: NDArray | None = None, most: int = 1 << 13) -> Statistics:
+    """Statistics that give codes few bits: moments of rows and columns, then the best offset and shape.
 
     Args:
-        codes: Whole numbers.
+        points: (M, N) whole numbers: codes, or points of the lattice of half steps.
+        num_states: Of the trellis.
+        quantisers: (M, N), see `codes_of`; nothing where there is no trellis.
         most: About so many codes decide the offset and the shape.
     """
-    sizes = np.abs(codes)
+    values = points if num_states == 1 else points / 2
+    sizes = np.abs(values)
     power = np.square(np.minimum(sizes, 1 + OUTLIER * sizes.mean()))  # no single code spoils its row and column
     rows, columns, mean = power.mean(1) + PRIOR, power.mean(0) + PRIOR, power.mean() + PRIOR
     # A rounded normal variable has a twelfth more power where the step is small against its spread.
     row_levels = LEVEL_OCTAVE / 2 * np.log2(np.maximum(rows - rows.clip(0, 1) / 12, PRIOR / 2)) + LEVEL_CENTRE
     column_levels = LEVEL_OCTAVE / 2 * np.log2(columns / mean) + COLUMN_CENTRE
-    stride = max(1, codes.size // most)
-    place = np.arange(0, codes.size, stride | 1)  # an odd stride meets all columns
-    row, column = np.divmod(place, codes.shape[1])
+    stride = max(1, points.size // most)
+    place = np.arange(0, points.size, stride | 1)  # an odd stride meets all columns
+    row, column = np.divmod(place, points.shape[1])
     level = np.rint(row_levels)[row] + np.rint(column_levels)[column] - COLUMN_CENTRE
-    magnitude = np.minimum(sizes[row, column], bit_table(0).shape[1] - 1)
+    quantiser = 0 if quantisers is None else quantisers[row, column]
+    magnitude = np.minimum(np.ceil(sizes[row, column]).astype(int), bit_table(0).shape[2] - 1)
     offsets = range(-4, 3)
     cost = {
-        (shape, offset): bit_table(shape)[(level + offset).clip(0, NUM_LEVELS - 1).astype(int), magnitude].sum()
+        (shape, offset): bit_table(shape)[quantiser, (level + offset).clip(0, NUM_LEVELS - 1).astype(int), magnitude].sum()
         for shape in range(NUM_SHAPES)
         for offset in offsets
     }
@@ -113,81 +137,49 @@ def fit(codes: NDArray[np.int64], most: int = 1 << 13) -> Statistics:
         (np.rint(row_levels) + offset).clip(0, 255).astype(np.uint8),
         np.rint(column_levels).clip(0, 255).astype(np.uint8),
         shape,
+        num_states,
     )
 
 
-def code_bits(codes: NDArray[np.int64], statistics: Statistics) -> float:
+def code_bits(codes: NDArray[np.int64], quantisers: NDArray[np.uint8], statistics: Statistics) -> float:
     """Bits of all codes (M, N) under the statistics, escapes included."""
     levels = statistics.levels(slice(None), slice(None))
     table = bit_table(statistics.shape)
-    return float(table[levels, np.minimum(np.abs(codes), table.shape[1] - 1)].sum())
+    return float(table[quantisers, levels, np.minimum(np.abs(codes), table.shape[2] - 1)].sum())
 
 
-@cache
-def _model(level: int, shape: int) -> constriction.stream.model.Categorical:
-    return constriction.stream.model.Categorical(probabilities(level, shape), perfect=False)
-
-
-def _runs(levels: NDArray[np.uint8]) -> tuple[NDArray[np.intp], list[tuple[int, int, int]]]:
-    """Order in which the codes of a tile are coded, and (level, start, stop) of each run of equal level."""
-    order = np.argsort(levels, axis=None, kind="stable")
-    sizes = np.bincount(levels.ravel(), minlength=NUM_LEVELS)
-    stops = sizes.cumsum()
-    return order, [(level, int(stops[level] - sizes[level]), int(stops[level])) for level in np.flatnonzero(sizes).tolist()]
-
-
-def encode_codes(
-    codes: NDArray[np.int64], levels: NDArray[np.uint8], shape: int
+def encode_tile(
+    codes: NDArray[np.int32], quantisers: NDArray[np.uint8], levels: NDArray[np.uint8], shape: int
 ) -> tuple[NDArray[np.uint32], NDArray[np.int32]]:
-    """The codes of a tile as 32-bit words, and those too large for a symbol in order of their place.
+    """The codes of a tile as 32-bit words, and those too large for a symbol in the order of decoding.
 
     Args:
         codes: (P, Q) whole numbers.
+        quantisers: (P, Q), see `codes_of`.
         levels: (P, Q).
         shape: See `Statistics`.
     """
-    order, runs = _runs(levels)
-    row = codes.ravel()[order]
-    coder = constriction.stream.stack.AnsCoder()
-    escapes = []
-    for level, start, stop in reversed(runs):
-        largest, part = largest_code(level), row[start:stop]
-        outside = np.abs(part) > largest
-        if outside.any():
-            escapes.append(part[outside])
-        symbols = np.where(outside, 2 * largest + 1, part + largest).astype(np.int32)
-        coder.encode_reverse(symbols, _model(level, shape))
-    return coder.get_compressed(), np.concatenate([np.zeros(0), *reversed(escapes)]).astype(np.int32)
+    parts = (np.ascontiguousarray(codes, np.int32), np.ascontiguousarray(quantisers, np.uint8), np.ascontiguousarray(levels))
+    return rans_encode(*parts, *cumulative_table(shape))
 
 
-def decode_codes(
-    words: NDArray[np.uint32], escapes: NDArray[np.int32], levels: NDArray[np.uint8], shape: int
+def decode_tile(
+    words: NDArray[np.uint32], escapes: NDArray[np.int32], levels: NDArray[np.uint8], shape: int, num_states: int = 1
 ) -> NDArray[np.int32]:
-    """The codes (P, Q) that `encode_codes` wrote.
+    """The points (P, Q) whose codes `encode_tile` wrote.
 
     Raises:
-        ValueError: Words or escapes are left over or lacking.
+        ValueError: Words or large codes are left over or lacking.
     """
-    order, runs = _runs(levels)
-    coder = constriction.stream.stack.AnsCoder(words)
-    row = np.empty(levels.size, dtype=np.int32)
-    used = 0
-    for level, start, stop in runs:
-        largest = largest_code(level)
-        part = coder.decode(_model(level, shape), stop - start) - largest
-        outside = part > largest
-        count = int(outside.sum())
-        if count:
-            if used + count > len(escapes):
-                raise ValueError("its residual names more large codes than it holds")
-            part[outside] = escapes[used : used + count]
-            used += count
-        row[start:stop] = part
-    if used != len(escapes) or not coder.is_empty():
+    codes, quantisers = np.empty(levels.shape, np.int32), np.empty(levels.shape, np.uint8)
+    words, escapes, levels = np.ascontiguousarray(words), np.ascontiguousarray(escapes), np.ascontiguousarray(levels)
+    following = machine(num_states).following
+    status = rans_decode(words, escapes, levels, following, *cumulative_table(shape), codes, quantisers)
+    if status == 1:
+        raise ValueError("its residual names more large codes than it holds")
+    if status:
         raise ValueError("its residual stream does not end where it should")
-    codes = np.empty_like(row)
-    codes[order] = row
-    return codes.reshape(levels.shape)
+    return points_of(codes, quantisers, num_states)
 
 
 def encode_bytes(values: NDArray[np.uint8]) -> bytes:

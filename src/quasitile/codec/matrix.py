@@ -11,6 +11,7 @@ from quasitile.codec.block import Block, CodedMatrix, Tile, Tiling
 from quasitile.codec.factors import damped_cholesky, encode_tile, scale_codes, scale_values
 from quasitile.codec.residual import feedback_codes, spectral_codes
 from quasitile.codec.spectrum import Truncation, basis
+from quasitile.codec.trellis import search
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Coding:
         damping: Share of the mean second moment added to its diagonal.
         residual: Transform of the residual's tiles, or nothing for no residual. `identity` is coded
             with feedback between single columns, others with feedback between column bands.
-        residual_threshold: Dead zone of the residual, in steps.
+        residual_threshold: Dead zone of the residual, in steps; without a trellis.
+        num_states: Of the trellis of a residual of `identity`, see `machine`; 1 for none.
         row_damping: Share of the mean output gradient added to every row's.
         truncation: Rule for the coefficients of the factors and of a residual in a transform other
             than `identity`, see `spectrum.TRUNCATIONS`.
@@ -41,9 +43,15 @@ class Coding:
     damping: float = 0.01
     residual: str | None = None
     residual_threshold: float = 0.5
+    num_states: int = 1
     row_damping: float = 0.0
     truncation: str = "threshold"
     keep: float = 1.0
+
+    @property
+    def trellis(self) -> int:
+        """States of the trellis that is used: only a residual of `identity` has one."""
+        return self.num_states if self.residual == "identity" else 1
 
 
 @dataclass(frozen=True)
@@ -115,7 +123,7 @@ def encode_matrix(
         blocks, damage = encode_with_residual(problem, tiling, step, coding)
     ordered = [blocks[tile] for tile in tiling.tiles]
     codes = problem.row_codes, problem.column_codes
-    return CodedMatrix(tiling, ordered, coding.transform, *codes, coding.residual or "identity"), damage
+    return CodedMatrix(tiling, ordered, coding.transform, *codes, coding.residual or "identity", coding.trellis), damage
 
 
 def encode_factors(problem: Scaled, tiling: Tiling, step: float, coding: Coding) -> tuple[dict[Tile, Block], float]:
@@ -160,7 +168,11 @@ def encode_with_residual(problem: Scaled, tiling: Tiling, step: float, coding: C
             rest[tile.rows, tile.columns] -= decode_tile(block, coding.transform, "identity").double()
     if step == float("inf"):
         return blocks, 0.5 * float((rest @ problem.lower).square().sum())
-    if coding.residual == "identity":
+    unit = step
+    if coding.trellis > 1:
+        codes, exact = search(rest, problem.lower, tiling, step, coding.trellis)
+        unit = step / 2
+    elif coding.residual == "identity":
         codes, exact = feedback_codes(rest, problem.lower, step, coding.residual_threshold)
     else:
         assert coding.residual is not None
@@ -168,7 +180,7 @@ def encode_with_residual(problem: Scaled, tiling: Tiling, step: float, coding: C
         codes, exact = spectral_codes(rest, tiling, coding.residual, problem.lower, step, truncation)
     for tile, block in blocks.items():
         block.residual = codes[tile.rows, tile.columns].float()
-        block.residual_step = step
+        block.residual_step = unit
         beside = (exact - codes)[tile.rows, tile.columns].float().clamp(-0.499, 0.499).flatten()
         block.remainders = beside if block.remainders is None else torch.cat([block.remainders, beside])
         rest[tile.rows, tile.columns] -= residual_part(block, coding.residual).double()

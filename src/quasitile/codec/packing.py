@@ -1,8 +1,8 @@
 """A coded matrix as bytes and back (docs/format.md): one byte string holds everything of a matrix.
 
-Codes are entropy-coded tile by tile with the asymmetric numeral system of the `constriction`
-library. Each component's left and right coefficients have a normal distribution of their own,
-whose spread costs one byte; for the residual see `entropy`.
+Codes are entropy-coded tile by tile. The factors' with the asymmetric numeral system of the
+`constriction` library: each component's left and right coefficients have a normal distribution of
+their own, whose spread costs one byte. For the residual see `entropy`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from torch import Tensor
 
 from quasitile.codec import entropy
 from quasitile.codec.block import Block, CodedMatrix, Tile, Tiling, from_symbols, symbols
-from quasitile.codec.entropy import Statistics, decode_bytes, decode_codes, encode_bytes, encode_codes, fit
+from quasitile.codec.entropy import Statistics, decode_bytes, encode_bytes, fit
 from quasitile.codec.factors import MAX_CODE, rounded_normal_bits, spread_before_rounding
+from quasitile.codec.machine import STATES, codes_of
 from quasitile.codec.spectrum import TRANSFORMS
 
-# magic, M, N, tiles, components, bytes of the tiling, transform, 1 + transform of the residual or 0, its step
-HEADER = struct.Struct("<4sIIIIIBBxxd")
-MAGIC = b"QT02"
+# magic, M, N, tiles, components, bytes of the tiling, transform, 1 + transform of the residual or 0, its states, its step
+HEADER = struct.Struct("<4sIIIIIBBBxd")
+MAGIC = b"QT03"
 SPREAD_OCTAVE, SPREAD_CENTRE = 8, 40
 MAX_SIDE = 1 << 24
 FACTORS = constriction.stream.model.QuantizedGaussian(-MAX_CODE, MAX_CODE)
@@ -51,10 +52,10 @@ def code_bits(codes: Tensor) -> float:
 def estimated_bytes(coded: CodedMatrix) -> float:
     """About what `pack` would take, from entropies; faster than packing."""
     bits = sum(code_bits(codes) for block in coded.blocks for codes in (block.left, block.right) if codes.numel())
-    codes = _residual_codes(coded)
-    if codes is not None:
-        statistics = fit(codes)
-        bits += entropy.code_bits(codes, statistics)
+    residual = _residual(coded)
+    if residual is not None:
+        codes, quantisers, statistics = residual
+        bits += entropy.code_bits(codes, quantisers, statistics)
         bits += 8 * len(encode_bytes(statistics.row_levels) + encode_bytes(statistics.column_levels))
     scales = len(encode_bytes(coded.row_scales.numpy()) + encode_bytes(coded.column_scales.numpy()))
     corners = len(zlib.compress(_corners(coded.tiling).tobytes(), 9))
@@ -66,8 +67,8 @@ def _corners(tiling: Tiling) -> NDArray[np.uint32]:
     return np.array(rows, dtype="<u4").reshape(-1, 4)
 
 
-def _residual_codes(coded: CodedMatrix) -> NDArray[np.int64] | None:
-    """The residual of the whole matrix (M, N), or nothing.
+def _residual(coded: CodedMatrix) -> tuple[NDArray[np.int32], NDArray[np.uint8], Statistics] | None:
+    """Codes and quantisers (M, N) of the residual of the whole matrix and their statistics, or nothing.
 
     Raises:
         ValueError: Not every block has a residual of the same step, or a code is no whole number.
@@ -77,13 +78,17 @@ def _residual_codes(coded: CodedMatrix) -> NDArray[np.int64] | None:
         return None
     if len(present) < len(coded.blocks) or len({block.residual_step for block in present}) > 1:
         raise ValueError("all blocks of a matrix must have a residual of one step, or none")
-    codes = torch.zeros(coded.tiling.shape, dtype=torch.float64)
+    points = np.zeros(coded.tiling.shape, np.int64)
+    codes, quantisers = np.zeros(points.shape, np.int32), np.zeros(points.shape, np.uint8)
     for tile, block in zip(coded.tiling.tiles, coded.blocks, strict=True):
         assert block.residual is not None
-        codes[tile.rows, tile.columns] = block.residual.double()
-    if not torch.equal(codes, codes.round()) or float(codes.abs().max()) > entropy.MAX_ESCAPE:
-        raise ValueError("the residual's codes must be whole numbers; round the block before packing")
-    return codes.long().numpy()
+        exact = block.residual.double()
+        if not torch.equal(exact, exact.round()) or float(exact.abs().max()) > entropy.MAX_ESCAPE:
+            raise ValueError("the residual's codes must be whole numbers; round the block before packing")
+        place = tile.rows, tile.columns
+        points[place] = exact.numpy()
+        codes[place], quantisers[place] = codes_of(points[place].astype(np.int32), coded.num_states)
+    return codes, quantisers, fit(points, coded.num_states, quantisers)
 
 
 def _models(rows: int, columns: int, spreads: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -115,7 +120,7 @@ def pack(coded: CodedMatrix) -> Tensor:
     num_components = sum(block.rank for block in coded.blocks)
     scales = torch.cat([block.scale for block in coded.blocks]).to(torch.bfloat16).view(torch.uint16).numpy()
     corners = zlib.compress(_corners(coded.tiling).tobytes(), 9)
-    residual = _residual_codes(coded)
+    residual = _residual(coded)
     transforms = list(TRANSFORMS)
     kind = 1 + transforms.index(coded.residual_transform) if residual is not None else 0
     step = coded.blocks[0].residual_step if residual is not None else 0.0
@@ -128,6 +133,7 @@ def pack(coded: CodedMatrix) -> Tensor:
             len(corners),
             transforms.index(coded.transform),
             kind,
+            coded.num_states if kind else 0,
             step,
         ),
         encode_bytes(coded.row_scales.numpy()),
@@ -138,16 +144,18 @@ def pack(coded: CodedMatrix) -> Tensor:
         scales.astype("<u2").tobytes(),
         (np.concatenate(spreads, axis=1) if spreads else np.zeros((2, 0), np.uint8)).tobytes(),
         *(stream.astype("<u4").tobytes() for stream in streams),
-        *(_residual_parts(residual, coded.tiling) if residual is not None else ()),
+        *(_residual_parts(*residual, coded.tiling) if residual is not None else ()),
     ]
     return torch.frombuffer(bytearray(b"".join(parts)), dtype=torch.uint8)
 
 
-def _residual_parts(codes: NDArray[np.int64], tiling: Tiling) -> list[bytes]:
+def _residual_parts(codes: NDArray, quantisers: NDArray, statistics: Statistics, tiling: Tiling) -> list[bytes]:
     """The residual's bytes: shape, levels, sizes of the streams and of the lists of large codes, and both."""
-    statistics = fit(codes)
     tiles = [
-        encode_codes(codes[t.rows, t.columns], statistics.levels(t.rows, t.columns), statistics.shape) for t in tiling.tiles
+        entropy.encode_tile(
+            codes[t.rows, t.columns], quantisers[t.rows, t.columns], statistics.levels(t.rows, t.columns), statistics.shape
+        )
+        for t in tiling.tiles
     ]
     return [
         bytes([statistics.shape]),
@@ -190,7 +198,7 @@ def unpack(payload: Tensor, shape: tuple[int, int] | None = None) -> CodedMatrix
         ValueError: The bytes are not a coded matrix, contradict themselves, or are of another shape.
     """
     reader = _Reader(payload.cpu().numpy().tobytes())
-    magic, num_rows, num_columns, num_tiles, num_components, corner_bytes, transform, kind, step = HEADER.unpack(
+    magic, num_rows, num_columns, num_tiles, num_components, corner_bytes, transform, kind, num_states, step = HEADER.unpack(
         reader.take(HEADER.size, "u1").tobytes()
     )
     if magic != MAGIC:
@@ -199,8 +207,8 @@ def unpack(payload: Tensor, shape: tuple[int, int] | None = None) -> CodedMatrix
         raise ValueError(f"transform {transform}, residual {kind} or shape {num_rows} x {num_columns} is out of range")
     if shape is not None and (num_rows, num_columns) != shape:
         raise ValueError(f"the stored matrix is {num_rows} x {num_columns}, expected {shape[0]} x {shape[1]}")
-    if kind and not 0 < step < math.inf:
-        raise ValueError(f"its residual has a step of {step}")
+    if kind and (not 0 < step < math.inf or num_states not in STATES):
+        raise ValueError(f"its residual has a step of {step} and a trellis of {num_states} states")
     row_scales, column_scales = reader.take_levels(num_rows), reader.take_levels(num_columns)
     corners = _inflate(reader.take(corner_bytes, "u1").tobytes(), num_tiles)
     ranks = reader.take(num_tiles, "<u2").astype(np.int64)
@@ -222,7 +230,7 @@ def unpack(payload: Tensor, shape: tuple[int, int] | None = None) -> CodedMatrix
         blocks.append(Block(left, right, scales[first : first + rank].clone()))
         first += rank
     if kind:
-        _read_residual(reader, tiling, blocks, step)
+        _read_residual(reader, tiling, blocks, step, num_states)
     if reader.place != len(reader.data):
         raise ValueError(f"{len(reader.data) - reader.place} bytes follow its end")
     names = list(TRANSFORMS)
@@ -233,10 +241,11 @@ def unpack(payload: Tensor, shape: tuple[int, int] | None = None) -> CodedMatrix
         torch.from_numpy(row_scales),
         torch.from_numpy(column_scales),
         names[kind - 1] if kind else "identity",
+        num_states if kind else 1,
     )
 
 
-def _read_residual(reader: _Reader, tiling: Tiling, blocks: list[Block], step: float) -> None:
+def _read_residual(reader: _Reader, tiling: Tiling, blocks: list[Block], step: float, num_states: int) -> None:
     """Give every block its residual."""
     shape = int(reader.take(1, "u1")[0])
     if shape >= entropy.NUM_SHAPES:
@@ -245,8 +254,9 @@ def _read_residual(reader: _Reader, tiling: Tiling, blocks: list[Block], step: f
     lengths, counts = reader.take(len(blocks), "<u4"), reader.take(len(blocks), "<u4")
     for tile, block, length, count in zip(tiling.tiles, blocks, lengths.tolist(), counts.tolist(), strict=True):
         words, escapes = reader.take(length, "<u4").astype(np.uint32), reader.take(count, "<i4").astype(np.int32)
-        codes = decode_codes(words, escapes, statistics.levels(tile.rows, tile.columns), shape)
-        block.residual, block.residual_step = torch.from_numpy(codes).float(), step
+        levels = statistics.levels(tile.rows, tile.columns)
+        points = entropy.decode_tile(words, escapes, levels, shape, num_states)
+        block.residual, block.residual_step = torch.from_numpy(points).float(), step
 
 
 def _inflate(data: bytes, num_tiles: int) -> NDArray[np.int64]:

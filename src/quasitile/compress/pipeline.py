@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from quasitile.checkpoint import stored_bytes
 from quasitile.codec.block import Block
+from quasitile.codec.machine import STATES
 from quasitile.codec.matrix import Coding, decode_matrix
 from quasitile.codec.packing import code_bits, unpack
 from quasitile.codec.spectrum import TRANSFORMS, TRUNCATIONS
@@ -73,6 +74,7 @@ class CompressSettings(Settings):
     spectrum: SpectrumSettings = SpectrumSettings()
     residual: Literal["none", *TRANSFORMS] = Field(default="identity", description="transform of the quantised rest of a tile")  # type: ignore[valid-type]
     residual_threshold: float = Field(default=0.5, ge=0.5, description="dead zone of the residual in steps")
+    trellis: Literal[*STATES] = Field(default=8, description="states of the trellis of a residual of identity; 1 for none")  # type: ignore[valid-type]
     row_damping: float = Field(default=0.0, ge=0, description="share of the mean output gradient that every row gets at least")
     max_rank: int | None = Field(default=None, ge=0, description="a limit; with a residual, nothing means no factors")
     rank_price: float = Field(default=1.0, gt=0, description="above 1: fewer components, stored more finely")
@@ -145,6 +147,7 @@ def compress(
             feedback=settings.feedback,
             residual=None if settings.residual == "none" else settings.residual,
             residual_threshold=settings.residual_threshold,
+            num_states=settings.trellis,
             row_damping=settings.row_damping,
             truncation=settings.spectrum.truncation,
             keep=settings.spectrum.keep,

@@ -15,10 +15,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from quasitile.codec.block import CodedMatrix, Tiling, from_symbols
+from quasitile.codec.block import Block, CodedMatrix, Tiling, from_symbols
 from quasitile.codec.factors import scale_values
+from quasitile.codec.machine import codes_of
 from quasitile.codec.matrix import decode_matrix
 from quasitile.codec.packing import pack, unpack
+from quasitile.codec.trellis import search
 from quasitile.runtime.rank_block import RankBlock
 
 REMAINDER_UNITS = 254  # in a rounding step; 126 of them are just below a half
@@ -69,7 +71,10 @@ class TiledMatrix(nn.Module):
         skeleton = self._skeleton
         if skeleton is None:
             return unpack(self.payload, self.shape)
-        return replace(skeleton, blocks=[block.stored(coarser) for block in self.rank_blocks()])
+        blocks = [block.stored(coarser) for block in self.rank_blocks()]
+        if skeleton.num_states > 1:
+            to_path(blocks, skeleton.tiling, skeleton.num_states)
+        return replace(skeleton, blocks=blocks)
 
     def rank_blocks(self) -> Iterator[RankBlock]:
         """The trainable blocks, in the order of the tiling."""
@@ -159,6 +164,27 @@ class TiledMatrix(nn.Module):
         # small products are slower in half precision.
         with torch.autocast(self.dense.device.type, enabled=False):
             return (assemble(tiling, list(self.rank_blocks())) / self._scales).to(self.dense.dtype)
+
+
+def to_path(blocks: list[Block], tiling: Tiling, num_states: int) -> None:
+    """Move residual codes that training has moved off the trellis to the nearest path through it, in place."""
+    try:
+        for block in blocks:
+            assert block.residual is not None
+            codes_of(block.residual.to(torch.int32).numpy(), num_states)
+    except ValueError:
+        wanted = torch.zeros(tiling.shape)
+        for tile, block in zip(tiling.tiles, blocks, strict=True):
+            assert block.residual is not None and block.remainders is not None
+            wanted[tile.rows, tile.columns] = block.residual + block.remainders[-block.residual.numel() :].view_as(
+                block.residual
+            )
+        points, _ = search(wanted, None, tiling, 2.0, num_states, rate_weight=0.0)
+        for tile, block in zip(tiling.tiles, blocks, strict=True):
+            assert block.remainders is not None
+            block.residual = points[tile.rows, tile.columns].float()
+            beside = wanted[tile.rows, tile.columns] - block.residual
+            block.remainders[-beside.numel() :] = beside.clamp(-0.499, 0.499).flatten()
 
 
 def assemble(tiling: Tiling, blocks: list[RankBlock]) -> Tensor:
