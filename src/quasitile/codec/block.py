@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from quasitile.codec.structure import Structure
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -116,6 +118,8 @@ class CodedMatrix:
             `scale_values(row_scales)[i]`.
         column_scales: (N,) uint8, likewise for columns.
         residual_transform: Of the residual.
+        structure: How the weight is expanded from the tiled matrix, or nothing where it is that
+            matrix. No part of the bytes that `packing` writes.
     """
 
     tiling: Tiling
@@ -124,3 +128,4 @@ class CodedMatrix:
     row_scales: Tensor
     column_scales: Tensor
     residual_transform: str = "identity"
+    structure: Structure | None = None
