@@ -39,13 +39,13 @@ def with_share(coding: Coding, share: float, factors: float) -> Coding:
 
 
 def structure_for(name: str, shape: tuple[int, int], share: float) -> Structure | None:
-    """The structure that stores about this share of a matrix' numbers, never more, or nothing for `none`.
+    """The structure that stores about this share of a matrix' numbers, or nothing for `none`.
 
     Circulant blocks have sides of a power of two, no longer than the matrix.
     """
     if name == "none":
         return None
     if name == "circulant":
-        side = 2 ** min(math.ceil(math.log2(1 / share) - 1e-9), int(math.log2(min(shape))))
+        side = 2 ** min(round(math.log2(1 / share)), int(math.log2(min(shape))))
         return Structure(name, shape, side, side)
-    return Structure(name, shape, min(HASHED_SIDE, *shape), min(math.ceil(1 / share - 1e-9), math.prod(shape)))
+    return Structure(name, shape, min(HASHED_SIDE, *shape), min(round(1 / share), math.prod(shape)))
