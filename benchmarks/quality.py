@@ -18,6 +18,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,7 @@ class Bench:
         self.layers, _ = compressible_layers(self.model)
         self.original = {name: layer.weight.detach().clone() for name, layer in self.layers.items()}
         self.num_parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        self.known_windows: dict[int, Tensor] = {}  # reading much text takes longer than coding a small model
         self.beside = bytes_beside(self.model, self.layers)
         self.reference = self.loss()
 
@@ -98,7 +100,9 @@ class Bench:
 
     def windows(self, seed: int) -> Tensor:
         """Calibration text."""
-        return token_windows(self.tokenizer, self.texts, 256, self.args.windows, seed)
+        if seed not in self.known_windows:
+            self.known_windows[seed] = token_windows(self.tokenizer, self.texts, 256, self.args.windows, seed)
+        return self.known_windows[seed]
 
     def moments(self, seed: int) -> dict[str, Moments]:
         """Of the model as it stands."""
@@ -186,11 +190,10 @@ def main() -> None:
         for bits in args.gptq:
             target = once("GPTQ", bits, seed, partial(bench.gptq, bits))["stored_bytes"]
             once("best at GPTQ's bytes", bits, seed, partial(bench.coded, settings_of("best"), target, seed))
-        for variant in variants:
+        for bits, variant in product(args.bits, variants):
             settings = settings_of(variant)
             measure = bench.baseline if isinstance(settings, BaselineSettings) else bench.coded
-            for bits in args.bits:
-                once(variant, bits, seed, partial(measure, settings, int(bits * bench.num_parameters / 8), seed))
+            once(variant, bits, seed, partial(measure, settings, int(bits * bench.num_parameters / 8), seed))
     sizes = sorted({bits for _, bits in found}, reverse=True)
     rows = [
         (v, *(cell(found.get((v, bits), []), bench.num_parameters) for bits in sizes))
