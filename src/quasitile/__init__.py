@@ -6,6 +6,7 @@ Importing the package registers its quantiser with Transformers, after which
 
 from quasitile.adapt import AdaptSettings, adapt
 from quasitile.align import AlignSettings, align
+from quasitile.baselines import BaselineSettings, baseline
 from quasitile.compress import CompressSettings, InspectSettings, SampleSettings, compress, inspect, sample
 from quasitile.errors import InputError
 from quasitile.evaluate import EvaluateSettings, evaluate
@@ -19,6 +20,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AdaptSettings",
     "AlignSettings",
+    "BaselineSettings",
     "CompressSettings",
     "EvaluateSettings",
     "InputError",
@@ -29,6 +31,7 @@ __all__ = [
     "__version__",
     "adapt",
     "align",
+    "baseline",
     "compress",
     "evaluate",
     "inspect",

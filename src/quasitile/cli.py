@@ -83,11 +83,19 @@ def compress(
     out: Out,
     text: Text,
     size: Annotated[str | None, typer.Option("--size", help="25%, 4GB or 7B (parameters).")] = None,
+    recipe: Annotated[str | None, typer.Option("--recipe", help="A preset's name (caldera, gptq, ...) or a YAML file.")] = None,
     changes: Set = None,
 ) -> None:
     """Tile, factorise, transform, truncate and store within a size."""
     changes = [*(changes or ()), *([f"size='{size}'"] if size else ())]
-    show(quasitile.compress(model, out, text=text, settings=settings_of(quasitile.CompressSettings, changes)))
+    if recipe is None:
+        show(quasitile.compress(model, out, text=text, settings=settings_of(quasitile.CompressSettings, changes)))
+    elif quasitile.load_recipe(recipe).baseline.name == "none":
+        settings = quasitile.load_recipe(recipe, [f"compress.{change}" for change in changes]).compress
+        show(quasitile.compress(model, out, text=text, settings=settings))
+    else:
+        baseline = quasitile.load_recipe(recipe, [f"baseline.{change}" for change in changes]).baseline
+        show(quasitile.baseline(model, out, text=text, settings=baseline))
 
 
 @app.command()

@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from quasitile.adapt import AdaptSettings
 from quasitile.align import AlignSettings
+from quasitile.baselines import BaselineSettings
 from quasitile.compress import CompressSettings, InspectSettings, SampleSettings
 from quasitile.errors import InputError
 from quasitile.evaluate import EvaluateSettings
@@ -22,6 +23,7 @@ from quasitile.reading import ReadSettings
 from quasitile.settings import Settings
 
 EMBEDDED = "embedded:"
+DATA = Path(str(files("quasitile"))) / "data"
 SettingsType = TypeVar("SettingsType", bound=Settings)
 
 
@@ -49,27 +51,34 @@ class Recipe(Settings):
     inspect: InspectSettings = InspectSettings()
     sample: SampleSettings = SampleSettings()
     compress: CompressSettings = CompressSettings()
+    baseline: BaselineSettings = BaselineSettings()
     align: AlignSettings = AlignSettings()
     read: ReadSettings = ReadSettings()
     adapt: AdaptSettings = AdaptSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
 
 
+def presets() -> dict[str, Path]:
+    """The recipes that the package carries by name: published methods in our parts (docs/presets.md)."""
+    return {path.stem: path for path in sorted((DATA / "presets").glob("*.yaml"))}
+
+
 def load_recipe(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe, the embedded one by default.
 
     Args:
-        path: A YAML file.
+        path: A YAML file, or the name of a preset (docs/presets.md).
         overrides: `key.key=value` each, values in YAML.
 
     Raises:
         InputError: The file is missing or no YAML, or holds an unknown key or an impossible value.
     """
-    source = Path(str(files("quasitile"))) / "data" / "demo.yaml" if path is None else Path(path)
+    source = DATA / "demo.yaml" if path is None else presets().get(str(path), Path(path))
     try:
         content = yaml.safe_load(source.read_text(encoding="utf-8")) or {}
     except (FileNotFoundError, IsADirectoryError) as error:
-        raise InputError(f"{source} is not a recipe file; give a YAML file") from error
+        known = ", ".join(presets())
+        raise InputError(f"{source} is not a recipe file; give a YAML file, or one of the presets {known}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
@@ -144,7 +153,7 @@ def resolve(location: str) -> str:
         InputError: A variable is not set, or the package carries nothing of that name.
     """
     if location.startswith(EMBEDDED):
-        path = Path(str(files("quasitile"))) / "data" / location.removeprefix(EMBEDDED)
+        path = DATA / location.removeprefix(EMBEDDED)
         if not path.exists():
             raise InputError(f"{location} is not among what the package carries; give a path instead")
         return str(path)

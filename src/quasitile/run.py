@@ -77,8 +77,13 @@ def check_inputs(recipe: Recipe) -> tuple[str, str]:
     """Resolve the model and the papers before anything is made.
 
     Raises:
-        InputError: The papers are missing.
+        InputError: The papers are missing, or the recipe is a baseline's.
     """
+    if recipe.baseline.name != "none":
+        raise InputError(
+            f"baseline.name={recipe.baseline.name} makes a dense model, which cannot be aligned or adapted; "
+            "use it with `quasitile compress --recipe`"
+        )
     papers = resolve(recipe.papers)
     if not Path(papers).exists():
         raise InputError(f"{papers} does not exist; give a folder of papers")

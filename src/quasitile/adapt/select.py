@@ -34,7 +34,8 @@ def usage(model: Any, tokens: Tensor) -> dict[RankBlock, float]:
 
     Returns:
         Mean square of each block's part of the layer's output, in scaled units that are the same
-        for every text. Blocks of convolutions and experts count as used by every text alike.
+        for every text. Blocks of convolutions, of experts and of matrices in which weights
+        share numbers count as used by every text alike.
     """
     found = dict.fromkeys(rank_blocks(model), 1.0)
     handles = []
@@ -55,8 +56,8 @@ def usage(model: Any, tokens: Tensor) -> dict[RankBlock, float]:
                 found[block] = float((layer.matrix.weight_of(block).square().sum(1) * shares[block.tile.rows]).sum())
 
     watches = {"linear": watch_linear, "conv1d": watch_linear, "embedding": watch_embedding}
-    for name, kind, _ in coded_parameters(model):
-        if kind in watches:
+    for name, kind, matrices in coded_parameters(model):
+        if kind in watches and matrices[0].structure is None:
             handles.append(model.get_submodule(name).register_forward_pre_hook(watches[kind]))
     try:
         model(tokens, use_cache=False)

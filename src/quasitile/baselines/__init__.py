@@ -1,5 +1,7 @@
-"""What quasitile is measured against, on the same data at equal bytes or tokens."""
+"""Methods to compare with, in number formats of their own."""
 
 from quasitile.baselines.gptq import gptq
+from quasitile.baselines.stage import BASELINES, BaselineSettings, baseline
+from quasitile.baselines.svd_llm import svd_llm
 
-__all__ = ["gptq"]
+__all__ = ["BASELINES", "BaselineSettings", "baseline", "gptq", "svd_llm"]

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from quasitile.codec.structure import Structure
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -118,6 +120,8 @@ class CodedMatrix:
         residual_transform: Of the residual.
         num_states: Of the trellis that the residual's codes are a path of, see `machine`; its step is then half of
             what ordinary rounding has. 1 for none.
+        structure: How the weight is expanded from the tiled matrix, or nothing where it is that
+            matrix. No part of the bytes that `packing` writes.
     """
 
     tiling: Tiling
@@ -127,3 +131,4 @@ class CodedMatrix:
     column_scales: Tensor
     residual_transform: str = "identity"
     num_states: int = 1
+    structure: Structure | None = None

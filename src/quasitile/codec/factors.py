@@ -101,8 +101,25 @@ def rounded_normal_bits(spread: Tensor) -> Tensor:
     return torch.where(spread > 2**5, formula, inside)
 
 
+def code_bits(codes: Tensor) -> float:
+    """Entropy of a factor's codes (rows x R) under the distributions that `pack` gives them, in bits."""
+    spread = spread_before_rounding(codes.double().square().mean(0).sqrt())
+    return float(rounded_normal_bits(spread).sum()) * codes.shape[0]
+
+
+def factor_bits(block: Block) -> float:
+    """About the bits of a block's factors."""
+    return sum(code_bits(codes) for codes in (block.left, block.right) if codes.numel()) + BITS_OF_COMPONENT * block.rank
+
+
 def kept_rank(
-    singular_values: Tensor, right_norms: Tensor, shape: tuple[int, int], step: float, mean_moment: float, price: float = 1.0
+    singular_values: Tensor,
+    right_norms: Tensor,
+    shape: tuple[int, int],
+    step: float,
+    mean_moment: float,
+    price: float = 1.0,
+    fixed: int | None = None,
 ) -> tuple[int, float]:
     """How many components pay for their bytes at this step, and about how many bits they take.
 
@@ -116,6 +133,7 @@ def kept_rank(
         step: The rounding step of the whole model.
         mean_moment: Mean diagonal of the tile's second moment.
         price: More than 1 asks more of a component, so that fewer components are stored more finely.
+        fixed: So many components whether they pay or not, as far as there are any.
     """
     num_rows, num_columns = shape
     left_spread = singular_values / (math.sqrt(num_rows) * step)
@@ -124,6 +142,8 @@ def kept_rank(
     bit_price = price * step**2 * math.log(2) / 6
     rounding = (num_rows + num_columns) * step**2 / 12
     pays = singular_values.double().square() > bit_price * bits + rounding
+    if fixed is not None:
+        pays = (torch.arange(len(pays)) < fixed) & (singular_values > 1e-12 * singular_values[:1])
     rank = int(pays.long().cumprod(0).sum())
     return rank, float(bits[:rank].sum())
 
@@ -136,6 +156,7 @@ def encode_tile(
     truncation: Truncation,
     max_rank: int | None,
     price: float = 1.0,
+    fixed: int | None = None,
 ) -> Block:
     """Factorise one tile, transform both factors, round and truncate them.
 
@@ -151,11 +172,12 @@ def encode_tile(
         truncation: What is dropped of each factor's coefficients; their frequencies run along its rows.
         max_rank: At most so many components, or no limit.
         price: See `kept_rank`.
+        fixed: See `kept_rank`.
     """
     num_rows, num_columns = target.shape
     _left, singular_values, right = whitened_svd(target, whitener)
     mean_moment = float(whitener.square().sum()) / num_columns
-    rank, _ = kept_rank(singular_values, right.norm(dim=0), (num_rows, num_columns), step, mean_moment, price)
+    rank, _ = kept_rank(singular_values, right.norm(dim=0), (num_rows, num_columns), step, mean_moment, price, fixed)
     rank = min(rank, max_rank) if max_rank is not None else rank
     if rank == 0:
         return Block(torch.zeros(num_rows, 0), torch.zeros(num_columns, 0), torch.zeros(0))

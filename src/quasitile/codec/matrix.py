@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from quasitile.codec.block import Block, CodedMatrix, Tile, Tiling
-from quasitile.codec.factors import damped_cholesky, encode_tile, scale_codes, scale_values
-from quasitile.codec.residual import feedback_codes, spectral_codes
+from quasitile.codec.entropy import code_bits, fit
+from quasitile.codec.factors import damped_cholesky, encode_tile, factor_bits, scale_codes, scale_values
+from quasitile.codec.residual import feedback_codes, kept_entries, spectral_codes
 from quasitile.codec.spectrum import Truncation, basis
 from quasitile.codec.trellis import search
 
@@ -33,6 +37,15 @@ class Coding:
         truncation: Rule for the coefficients of the factors and of a residual in a transform other
             than `identity`, see `spectrum.TRUNCATIONS`.
         keep: What the rule keeps, see `spectrum.Truncation`.
+        ranks: Who decides the rank of a tile: `priced` (`factors.kept_rank`), `share` (so many that its factors
+            have `factor_share` of the tile's numbers, at least 1) or `fixed` (`max_rank`).
+        factor_share: See `ranks`.
+        residual_part: Which entries a residual of `identity` has, see `residual.kept_entries`.
+        residual_share: How many.
+        alternations: Rounds in which the residual and the factors are fitted in turn to what the
+            other leaves; 0 fits the factors first and once.
+        inputs: What is known of the inputs, a name in `INPUTS`.
+        prices: What is known of the outputs, a name in `PRICES`.
     """
 
     transform: str = "dct"
@@ -47,11 +60,46 @@ class Coding:
     row_damping: float = 0.0
     truncation: str = "threshold"
     keep: float = 1.0
+    ranks: str = "priced"
+    factor_share: float = 1.0
+    residual_part: str = "all"
+    residual_share: float = 1.0
+    alternations: int = 0
+    inputs: str = "correlated"
+    prices: str = "rows"
+
+    def fixed_rank(self, shape: tuple[int, int]) -> int | None:
+        """The rank that a tile of shape (P, Q) has in any case, or nothing where its price decides."""
+        if self.ranks == "priced":
+            return None
+        by_share = max(1, int(self.factor_share * shape[0] * shape[1] / (shape[0] + shape[1])))
+        return by_share if self.ranks == "share" else self.max_rank
 
     @property
     def trellis(self) -> int:
-        """States of the trellis that is used: only a residual of `identity` has one."""
-        return self.num_states if self.residual == "identity" else 1
+        """States of the trellis that is used: only a residual of `identity`, coded once and whole, has one."""
+        plain = self.residual == "identity" and self.residual_part == "all" and not self.alternations
+        return self.num_states if plain else 1
+
+    @property
+    def has_factors(self) -> bool:
+        """Whether there are factors beside a residual."""
+        return self.ranks == "share" or bool(self.max_rank)
+
+
+# What calibration knows of the inputs, as (N, N) -> (N, N): everything, each one's power, or only their mean power.
+INPUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "correlated": lambda moment: moment,
+    "powers": lambda moment: moment.diagonal().diag(),
+    "none": lambda moment: moment.diagonal().mean() * torch.eye(len(moment), dtype=moment.dtype),
+}
+# What an output's error costs, from its gradients (M,), the weight and the inputs' moment: a price a row, one for
+# the matrix, or one that gives every matrix the same mean square and with it about the same bits a number.
+PRICES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "rows": lambda gradients, weight, moment: gradients,
+    "matrices": lambda gradients, weight, moment: gradients.mean().expand(len(gradients)),
+    "none": lambda gradients, weight, moment: (1 / ((weight @ moment) * weight).mean().clamp_min(1e-30)).expand(len(gradients)),
+}
 
 
 @dataclass(frozen=True)
@@ -82,9 +130,9 @@ def scaled(weight: Tensor, second_moment: Tensor, output_gradients: Tensor, codi
         output_gradients: (M,) mean squares of the gradient at each output.
         coding: Decides the damping, and by its residual which column scale is right.
     """
-    gradients = output_gradients.double()
+    moment = INPUTS[coding.inputs](second_moment.double())
+    gradients = PRICES[coding.prices](output_gradients.double(), weight.double(), moment)
     row_codes = scale_codes((gradients + coding.row_damping * gradients.mean()).sqrt())
-    moment = second_moment.double()
     power = moment.diagonal().sqrt() if coding.residual is None else damped_cholesky(moment, coding.damping).diagonal()
     column_codes = scale_codes(power)
     rows, columns = scale_values(row_codes).double(), scale_values(column_codes).double()
@@ -123,7 +171,17 @@ def encode_matrix(
         blocks, damage = encode_with_residual(problem, tiling, step, coding)
     ordered = [blocks[tile] for tile in tiling.tiles]
     codes = problem.row_codes, problem.column_codes
-    return CodedMatrix(tiling, ordered, coding.transform, *codes, coding.residual or "identity", coding.trellis), damage
+    coded = CodedMatrix(tiling, ordered, coding.transform, *codes, coding.residual or "identity", coding.trellis)
+    if coding.inputs != "correlated" or coding.prices != "rows":
+        damage = damage_nats(weight - decode_matrix(coded), second_moment, output_gradients)  # by all that is known
+    return coded, damage
+
+
+def damage_nats(error: Tensor, second_moment: Tensor, output_gradients: Tensor) -> float:
+    """What an error of the weight (M, N) costs, in nats a token: `1/2 tr(diag(g) E H E^T)`."""
+    error = error.double()
+    rows = ((error @ second_moment.double()) * error).sum(1)
+    return 0.5 * float(rows @ output_gradients.double())
 
 
 def encode_factors(problem: Scaled, tiling: Tiling, step: float, coding: Coding) -> tuple[dict[Tile, Block], float]:
@@ -147,7 +205,8 @@ def encode_factors(problem: Scaled, tiling: Tiling, step: float, coding: Coding)
                 later = errors[:, tile.column_stop :] @ lower[tile.column_stop :, columns]
                 target = target + torch.linalg.solve_triangular(inner, later, upper=False, left=False)
             truncation = Truncation(coding.truncation, coding.threshold, coding.keep)
-            block = encode_tile(target, inner, step, coding.transform, truncation, coding.max_rank, coding.price)
+            fixed = coding.fixed_rank(tile.shape)
+            block = encode_tile(target, inner, step, coding.transform, truncation, coding.max_rank, coding.price, fixed)
             decoded = decode_tile(block, coding.transform, "identity").double()
             errors[:, columns] = original - decoded
             damage += 0.5 * float(((target - decoded) @ inner).square().sum())
@@ -156,35 +215,87 @@ def encode_factors(problem: Scaled, tiling: Tiling, step: float, coding: Coding)
 
 
 def encode_with_residual(problem: Scaled, tiling: Tiling, step: float, coding: Coding) -> tuple[dict[Tile, Block], float]:
-    """Rank blocks of at most `max_rank`, each whitened by its own columns' moment, and the quantised rest."""
-    few = replace(coding, residual=None, max_rank=coding.max_rank or 0, feedback=False)
-    if few.max_rank and step < float("inf"):
-        blocks, _ = encode_factors(problem, tiling, step, few)
-    else:
-        blocks = {tile: empty_block(tile) for tile in tiling.tiles}
-    rest = problem.weight.clone()
-    for tile, block in blocks.items():
-        if block.rank:
-            rest[tile.rows, tile.columns] -= decode_tile(block, coding.transform, "identity").double()
+    """Rank blocks, each whitened by its own columns' moment, and the quantised rest."""
+    weight = problem.weight
     if step == float("inf"):
-        return blocks, 0.5 * float((rest @ problem.lower).square().sum())
-    unit = step
-    if coding.trellis > 1:
-        codes, exact = search(rest, problem.lower, tiling, step, coding.trellis)
-        unit = step / 2
-    elif coding.residual == "identity":
-        codes, exact = feedback_codes(rest, problem.lower, step, coding.residual_threshold)
+        return {tile: empty_block(tile) for tile in tiling.tiles}, 0.5 * float((weight @ problem.lower).square().sum())
+    if coding.alternations:
+        blocks, codes, exact = encode_in_turn(problem, tiling, step, coding)
     else:
-        assert coding.residual is not None
-        truncation = Truncation(coding.truncation, coding.residual_threshold, coding.keep)
-        codes, exact = spectral_codes(rest, tiling, coding.residual, problem.lower, step, truncation)
+        blocks = factors_of(problem, tiling, step, coding)
+        codes, exact = residual_codes(weight - decoded(blocks, weight, coding), problem.lower, tiling, step, coding)
+    rest = weight - decoded(blocks, weight, coding)
+    unit = step if coding.trellis == 1 else step / 2 * unbiased_gain(rest @ problem.lower, step / 2 * codes.double() @ problem.lower)
     for tile, block in blocks.items():
         block.residual = codes[tile.rows, tile.columns].float()
         block.residual_step = unit
         beside = (exact - codes)[tile.rows, tile.columns].float().clamp(-0.499, 0.499).flatten()
         block.remainders = beside if block.remainders is None else torch.cat([block.remainders, beside])
-        rest[tile.rows, tile.columns] -= residual_part(block, coding.residual).double()
+        rest[tile.rows, tile.columns] -= residual_part(block, coding.residual or "identity").double()
     return blocks, 0.5 * float((rest @ problem.lower).square().sum())
+
+
+def factors_of(problem: Scaled, tiling: Tiling, step: float, coding: Coding) -> dict[Tile, Block]:
+    """The rank blocks that stand beside a residual, if there are any."""
+    if not coding.has_factors:
+        return {tile: empty_block(tile) for tile in tiling.tiles}
+    return encode_factors(problem, tiling, step, replace(coding, residual=None, feedback=False))[0]
+
+
+def decoded(blocks: dict[Tile, Block], like: Tensor, coding: Coding) -> Tensor:
+    """What the factors of all blocks add up to (M, N), residuals left out."""
+    total = torch.zeros_like(like)
+    for tile, block in blocks.items():
+        if block.rank:
+            total[tile.rows, tile.columns] = decode_tile(replace(block, residual=None), coding.transform, "identity").double()
+    return total
+
+
+def unbiased_gain(target: Tensor, coded: Tensor) -> float:
+    """The factor that makes an error orthogonal to its target, both whitened (M, N).
+
+    The trellis prefers codes of few bits, which are small ones. What it takes from every matrix of a model adds up, as
+    errors without direction do not.
+    """
+    return float(target.square().sum() / (target * coded).sum().clamp_min(1e-30)) if coded.any() else 1.0
+
+
+def residual_codes(rest: Tensor, lower: Tensor, tiling: Tiling, step: float, coding: Coding) -> tuple[Tensor, Tensor]:
+    """Codes of what the factors leave, and what they were rounded from; both (M, N), with a trellis in half steps."""
+    if coding.trellis > 1:
+        return search(rest, lower, tiling, step, coding.trellis)
+    if coding.residual == "identity":
+        kept = kept_entries(rest, coding.residual_part, coding.residual_share)
+        return feedback_codes(rest, lower, step, coding.residual_threshold, kept=kept)
+    assert coding.residual is not None
+    truncation = Truncation(coding.truncation, coding.residual_threshold, coding.keep)
+    return spectral_codes(rest, tiling, coding.residual, lower, step, truncation)
+
+
+def encode_in_turn(problem: Scaled, tiling: Tiling, step: float, coding: Coding) -> tuple[dict[Tile, Block], Tensor, Tensor]:
+    """CALDERA's order: the residual first, with no factors, then factors of what it leaves, and so on.
+
+    Of all rounds the one of the least squared error plus price of bits is kept (a fixed-rate code
+    would compare errors alone: its bits are the same in every round).
+
+    Returns:
+        The blocks without their residual, and its codes as `residual_codes` gives them.
+    """
+    low_rank = torch.zeros_like(problem.weight)
+    best: tuple[float, tuple[dict[Tile, Block], Tensor, Tensor]] | None = None
+    for _ in range(coding.alternations):
+        codes, exact = residual_codes(problem.weight - low_rank, problem.lower, tiling, step, coding)
+        left = replace(problem, weight=problem.weight - step * codes)
+        blocks = factors_of(left, tiling, step, coding)
+        low_rank = decoded(blocks, problem.weight, coding)
+        error = ((left.weight - low_rank) @ problem.lower).square().sum()
+        whole = codes.long().numpy()
+        bits = code_bits(whole, np.zeros(whole.shape, np.uint8), fit(whole)) + sum(factor_bits(block) for block in blocks.values())
+        cost = float(error) + coding.price * step**2 * math.log(2) / 6 * bits
+        if best is None or cost < best[0]:
+            best = cost, (blocks, codes, exact)
+    assert best is not None
+    return best[1]
 
 
 def empty_block(tile: Tile) -> Block:
@@ -221,8 +332,9 @@ def residual_part(block: Block, transform: str) -> Tensor:
 
 
 def decode_matrix(coded: CodedMatrix) -> Tensor:
-    """The dense weight (M, N), float32."""
+    """The dense weight (M, N), float32; expanded where it has a structure."""
     weight = torch.zeros(coded.tiling.shape)
     for tile, block in zip(coded.tiling.tiles, coded.blocks, strict=True):
         weight[tile.rows, tile.columns] = decode_tile(block, coded.transform, coded.residual_transform)
-    return weight / scale_values(coded.row_scales)[:, None] / scale_values(coded.column_scales)
+    weight = weight / scale_values(coded.row_scales)[:, None] / scale_values(coded.column_scales)
+    return weight if coded.structure is None else coded.structure.expand(weight)

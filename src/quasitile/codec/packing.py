@@ -20,7 +20,7 @@ from torch import Tensor
 from quasitile.codec import entropy
 from quasitile.codec.block import Block, CodedMatrix, Tile, Tiling, from_symbols, symbols
 from quasitile.codec.entropy import Statistics, decode_bytes, encode_bytes, fit
-from quasitile.codec.factors import MAX_CODE, rounded_normal_bits, spread_before_rounding
+from quasitile.codec.factors import MAX_CODE, code_bits, spread_before_rounding
 from quasitile.codec.machine import STATES, codes_of
 from quasitile.codec.spectrum import TRANSFORMS
 
@@ -41,12 +41,6 @@ def spread_codes(codes: Tensor) -> Tensor:
 def spread_values(codes: NDArray[np.uint8]) -> NDArray[np.float64]:
     """The spreads that bytes stand for: `2^((code - 40) / 8)`."""
     return np.exp2((codes.astype(np.float64) - SPREAD_CENTRE) / SPREAD_OCTAVE)
-
-
-def code_bits(codes: Tensor) -> float:
-    """Entropy of a factor's codes (rows x R) under the distributions that `pack` gives them, in bits."""
-    spread = spread_before_rounding(codes.double().square().mean(0).sqrt())
-    return float(rounded_normal_bits(spread).sum()) * codes.shape[0]
 
 
 def estimated_bytes(coded: CodedMatrix) -> float:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from quasitile.codec.block import Tiling
-from quasitile.codec.spectrum import PLAIN, Truncation, basis, round_with_dead_zone
+from quasitile.codec.spectrum import PLAIN, Truncation, basis, num_kept, round_with_dead_zone
 
 
 def feedback_codes(
-    target: Tensor, lower: Tensor, step: float, threshold: float = 0.5, width: int = 64
+    target: Tensor, lower: Tensor, step: float, threshold: float = 0.5, width: int = 64, kept: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Round columns from last to first, each corrected for what later ones lost (Cholesky feedback).
 
@@ -28,6 +28,7 @@ def feedback_codes(
         step: Of every column.
         threshold: Dead zone in steps.
         width: Columns that are corrected together; changes the speed only.
+        kept: (M, N) which entries there are; all others are 0.
 
     Returns:
         Codes (M, N), and the values in steps (M, N) that they were rounded from.
@@ -42,11 +43,30 @@ def feedback_codes(
         lost = torch.zeros_like(moved)
         for j in range(stop - start - 1, -1, -1):
             wanted = (moved[:, j] + lost[:, j + 1 :] @ inner[j + 1 :, j]) / step
+            if kept is not None:
+                wanted = torch.where(kept[:, start + j], wanted, 0.0)
             rounded = round_with_dead_zone(wanted, threshold)
             exact[:, start + j], codes[:, start + j] = wanted, rounded
             lost[:, j] = target[:, start + j] - rounded * step
         errors[:, start:stop] = lost
     return codes, exact
+
+
+def kept_entries(rest: Tensor, part: str, share: float) -> Tensor | None:
+    """Which entries of a residual are stored at all, (M, N), or nothing for all of them.
+
+    Args:
+        rest: (M, N) in the scaled domain, where a magnitude is a weight's times its gradient's.
+        part: `rows` for those of the largest mean magnitude (LoSparse's neurons), `entries` for the
+            largest, or `all`.
+        share: Of all entries; rounded up to a whole row or entry.
+    """
+    if part == "all":
+        return None
+    importance = rest.abs().mean(1) if part == "rows" else rest.abs().flatten()
+    keep = torch.zeros(len(importance), dtype=torch.bool)
+    keep[importance.argsort(descending=True, stable=True)[: num_kept(len(importance), share)]] = True
+    return keep[:, None].expand(rest.shape) if part == "rows" else keep.view(rest.shape)
 
 
 def spectral_codes(

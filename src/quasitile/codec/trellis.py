@@ -26,7 +26,7 @@ from quasitile.codec.block import Tiling
 from quasitile.codec.entropy import CODED_SPREADS, COLUMN_CENTRE, NUM_LEVELS, Statistics, bit_table, fit, spread_of
 from quasitile.codec.machine import machine
 
-RATE_WEIGHT = 0.3  # squared half steps that a bit may cost: 2 ln 2 times the mean squared error of fine steps
+RATE_WEIGHT = 0.05  # squared half steps that a bit may cost; docs/mathematics.md says why not more
 WIDTH, DEPTH = 64, 32  # columns a block; how many columns back paths may still differ
 NEVER = 1e30
 

@@ -10,19 +10,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from quasitile.codec.block import CodedMatrix, Tiling
 from quasitile.codec.factors import kept_rank, rounded_normal_bits, whitened_svd
-from quasitile.codec.matrix import Coding, encode_matrix, scaled
+from quasitile.codec.matrix import Coding, damage_nats, decode_matrix, encode_matrix, scaled
 from quasitile.codec.packing import pack
+from quasitile.codec.structure import Structure
 from quasitile.compress.calibrate import Moments
 from quasitile.errors import InputError
 from quasitile.progress import track
 
+# Singular values, norms of V, shape, mean moment and fixed rank of a tile, for `factors.kept_rank`.
+Spectrum = tuple[Tensor, Tensor, tuple[int, int], float, int | None]
 TOLERANCE = 0.01  # the target is met within this and never exceeded
 
 
@@ -33,14 +36,23 @@ class Job:
     Attributes:
         name: Of its layer.
         weight: (M, N) float32.
-        tiling: Its tiles.
+        tiling: The tiles of what is stored.
         moments: From calibration.
+        structure: Which weights share a number, or nothing where all have their own.
     """
 
     name: str
     weight: Tensor
     tiling: Tiling
     moments: Moments
+    structure: Structure | None = None
+
+    def stored(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The matrix to code, and the moments of its inputs and outputs."""
+        moments = self.moments.inputs, self.moments.outputs
+        if self.structure is None:
+            return self.weight, *moments
+        return self.structure.project(self.weight), *self.structure.moments(*moments)
 
 
 @dataclass
@@ -74,7 +86,11 @@ def encode_all(jobs: list[Job], coding: Coding, step: float, workers: int) -> di
     """Every matrix at one step."""
 
     def encode(job: Job) -> Coded:
-        matrix, damage = encode_matrix(job.weight, job.tiling, job.moments.inputs, job.moments.outputs, step, coding)
+        weight, inputs, outputs = job.stored()
+        matrix, damage = encode_matrix(weight, job.tiling, inputs, outputs, step, coding)
+        if job.structure is not None:
+            matrix = replace(matrix, structure=job.structure)
+            damage = damage_nats(job.weight - decode_matrix(matrix), job.moments.inputs, job.moments.outputs)
         return Coded(matrix, pack(matrix), damage)
 
     results = in_threads(encode, jobs, workers, f"code {len(jobs)} matrices")
@@ -148,7 +164,7 @@ def next_point(points: list[tuple[float, float]], goal: float) -> float:
 
 def sampled_spreads(job: Job, coding: Coding, count: int = 4096) -> tuple[Tensor, float]:
     """Root mean squares of a sample of a matrix' scaled entries (row times column), and how many entries each stands for."""
-    weight = scaled(job.weight, job.moments.inputs, job.moments.outputs, coding).weight
+    weight = scaled(*job.stored(), coding).weight
     power = weight.square()
     rows, columns, mean = power.mean(1), power.mean(0), power.mean().clamp_min(1e-30)
     generator = torch.Generator().manual_seed(0)
@@ -161,20 +177,22 @@ def residual_bytes(spreads: list[tuple[Tensor, float]], step: float) -> float:
     return sum(each * float(rounded_normal_bits(values / step).sum()) for values, each in spreads) / 8
 
 
-def tile_spectra(job: Job, coding: Coding) -> list[tuple[Tensor, Tensor, tuple[int, int], float]]:
-    """Singular values, norms of V, shape and mean moment of each whitened tile of a matrix."""
-    problem = scaled(job.weight, job.moments.inputs, job.moments.outputs, coding)
+def tile_spectra(job: Job, coding: Coding) -> list[Spectrum]:
+    """What `kept_rank` needs to know of each whitened tile of a matrix."""
+    problem = scaled(*job.stored(), coding)
     entries = []
     for tile in job.tiling.tiles:
         inner = problem.lower[tile.columns, tile.columns]
         _, values, right = whitened_svd(problem.weight[tile.rows, tile.columns], inner)
-        entries.append((values, right.norm(dim=0), tile.shape, float(inner.square().sum()) / tile.shape[1]))
+        moment = float(inner.square().sum()) / tile.shape[1]
+        entries.append((values, right.norm(dim=0), tile.shape, moment, coding.fixed_rank(tile.shape)))
     return entries
 
 
-def estimated_bytes(spectra: list[tuple[Tensor, Tensor, tuple[int, int], float]], step: float, price: float) -> float:
+def estimated_bytes(spectra: list[Spectrum], step: float, price: float) -> float:
     """About the bytes that all tiles take at a step, from their spectra alone."""
-    return sum(kept_rank(values, norms, shape, step, moment, price)[1] for values, norms, shape, moment in spectra) / 8
+    bits = (kept_rank(values, norms, shape, step, moment, price, fixed)[1] for values, norms, shape, moment, fixed in spectra)
+    return sum(bits) / 8
 
 
 def solve(size_at: Callable[[float], float], target: float) -> float:

@@ -35,9 +35,9 @@ def deflate_where_it_pays(jobs: list[Job], coding: Coding, num_bytes: float, sho
     step = first_step(jobs, coding, num_bytes, workers)
 
     def laid_out(job: Job) -> Job:
-        problem = scaled(job.weight, job.moments.inputs, job.moments.outputs, coding)
+        problem = scaled(*job.stored(), coding)
         powers = row_by_column_powers(problem.weight)
-        num_rows, num_columns = job.weight.shape
+        num_rows, num_columns = problem.weight.shape
         tiling = hierarchical(
             num_rows, num_columns, short, seed, cost=lambda tile: tile_cost(problem, powers, tile, step, coding)
         )

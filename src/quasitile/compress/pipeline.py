@@ -11,14 +11,18 @@ from pydantic import Field, model_validator
 
 from quasitile.checkpoint import stored_bytes
 from quasitile.codec.block import Block
+from quasitile.codec.factors import code_bits
 from quasitile.codec.machine import STATES
-from quasitile.codec.matrix import Coding, decode_matrix
-from quasitile.codec.packing import code_bits, unpack
+from quasitile.codec.matrix import INPUTS, PRICES, Coding, decode_matrix
+from quasitile.codec.packing import unpack
 from quasitile.codec.spectrum import TRANSFORMS, TRUNCATIONS
+from quasitile.codec.structure import STRUCTURES
 from quasitile.codec.tiling import TILINGS
 from quasitile.compress.allocate import Coded, Job, allocate
-from quasitile.compress.calibrate import calibrate
+from quasitile.compress.calibrate import Moments, calibrate
 from quasitile.compress.layout import deflate_where_it_pays
+from quasitile.compress.modular import MODULES
+from quasitile.compress.numbers import number_share, structure_for, with_share
 from quasitile.compress.size import BITS_OF_NUMBER, parse_size
 from quasitile.compress.text import read_texts, token_windows
 from quasitile.errors import InputError
@@ -80,6 +84,19 @@ class CompressSettings(Settings):
     rank_price: float = Field(default=1.0, gt=0, description="above 1: fewer components, stored more finely")
     feedback: bool = Field(default=True, description="let column bands make up for what later ones lost")
     calibration: CalibrationSettings = CalibrationSettings()
+    ranks: Literal["priced", "share", "fixed"] = Field(
+        default="priced", description="who decides a tile's rank: its price, an equal share of all tiles' numbers, or max_rank"
+    )
+    residual_part: Literal["all", "rows", "entries"] = Field(default="all", description="which entries the residual has")
+    structure: Literal["none", *STRUCTURES] = Field(default="none", description="which weights share a number")  # type: ignore[valid-type]
+    modules: Literal["none", *MODULES] = Field(default="none", description="how whole modules are made narrower first")  # type: ignore[valid-type]
+    number_bits: float = Field(
+        default=8.0, gt=0, description="where numbers are counted (ranks, residual_part, structure, modules): bits for each"
+    )
+    factor_numbers: float = Field(default=0.5, gt=0, lt=1, description="factors' part of them beside a part of the residual")
+    alternations: int = Field(default=0, ge=0, description="rounds of fitting the residual and the factors in turn")
+    inputs: Literal[*INPUTS] = Field(default="correlated", description="what is known of the inputs")  # type: ignore[valid-type]
+    prices: Literal[*PRICES] = Field(default="rows", description="output gradients count by row, by matrix or not")  # type: ignore[valid-type]
     workers: int = Field(default=0, ge=0, description="threads; 0 for one a core")
     seed: int = 0
 
@@ -90,6 +107,18 @@ class CompressSettings(Settings):
                 f"spectrum.truncation={self.spectrum.truncation} has nothing to truncate: a residual of identity has no "
                 "spectrum and there are no factors; choose another residual, or a max_rank"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _parts_are_there(self) -> CompressSettings:
+        if self.ranks == "fixed" and not self.max_rank:
+            raise ValueError("ranks=fixed needs a max_rank above 0")
+        if self.residual_part != "all" and self.residual != "identity":
+            raise ValueError(f"residual_part={self.residual_part} needs a residual of identity")
+        if self.alternations and (self.residual != "identity" or (self.ranks == "priced" and not self.max_rank)):
+            raise ValueError(f"alternations={self.alternations} need a residual of identity and factors; give a max_rank")
+        if self.alternations and self.residual_part != "all":
+            raise ValueError(f"alternations={self.alternations} need the whole residual; set residual_part to all")
         return self
 
 
@@ -113,15 +142,7 @@ def compress(
         InputError: The model cannot be used, or the size cannot be met.
     """
     settings = settings or CompressSettings()
-    if is_compressed(model):
-        raise InputError(f"{model} is already compressed; start from the original model")
-    dense, tokenizer = load_model(model)
-    layers, tied = compressible_layers(dense)
-    check_weights(layers)
-    if dense.main_input_name != "input_ids":
-        raise InputError(f"{model} reads {dense.main_input_name}, no tokens; calibration needs a model that reads text")
-    if dense.config.is_encoder_decoder:
-        raise InputError(f"{model} is an encoder with a decoder, which calibration cannot feed yet; give one of the two alone")
+    dense, tokenizer, layers, tied = open_original(model)
     num_parameters = sum(parameter.numel() for parameter in dense.parameters())
     original_bytes = num_parameters * BITS_OF_BF16 // 8
     target = parse_size(settings.size, original_bytes)
@@ -129,44 +150,28 @@ def compress(
         amount = settings.calibration
         windows = token_windows(tokenizer, read_texts(text), amount.num_tokens, amount.num_windows, settings.seed)
         moments = calibrate(dense, windows, amount.batch_size, settings.seed)
-        place = TILINGS[settings.tiling.name]
-        jobs = [
-            Job(
-                name,
-                layer.weight.detach().float(),
-                place(layer.weight.shape[0], layer.weight.shape[1], settings.tiling.short, settings.tiling.seed),
-                moments[name],
-            )
-            for name, layer in layers.items()
-        ]
-        coding = Coding(
-            transform=settings.spectrum.transform,
-            threshold=settings.spectrum.threshold,
-            max_rank=settings.max_rank,
-            price=settings.rank_price,
-            feedback=settings.feedback,
-            residual=None if settings.residual == "none" else settings.residual,
-            residual_threshold=settings.residual_threshold,
-            num_states=settings.trellis,
-            row_damping=settings.row_damping,
-            truncation=settings.spectrum.truncation,
-            keep=settings.spectrum.keep,
-        )
         rest = uncoded(dense)
-        rest_bytes = sum(
-            tensor.numel() * dense.storage_dtypes.get(name, tensor.dtype).itemsize for name, tensor in rest.items()
-        )
-        headers = 200 + sum(max(140, 94 + len(name)) for name in [*rest, *layers])
+        beside = bytes_beside(dense, layers)
+        if target.num_bytes is not None:
+            room, number_bits = 8 * (target.num_bytes - beside), settings.number_bits
+        else:
+            room, number_bits = target.num_parameters or 0, 1.0
+        share = number_share(room, number_bits, sum(layer.weight.numel() for layer in layers.values()))
+        if settings.modules != "none":
+            MODULES[settings.modules](dense, moments, windows, amount.batch_size, share)
+            moments = calibrate(dense, windows, amount.batch_size, settings.seed)
+        jobs = [job_for(name, layer, moments[name], settings, share) for name, layer in layers.items()]
+        coding = coding_for(settings, share)
 
         def num_bytes(coded: dict[str, Coded]) -> int:
-            return sum(result.payload.numel() for result in coded.values()) + rest_bytes + headers
+            return sum(result.payload.numel() for result in coded.values()) + beside
 
         def num_numbers(coded: dict[str, Coded]) -> int:
             return sum(result.num_numbers for result in coded.values()) + sum(tensor.numel() for tensor in rest.values())
 
         workers = settings.workers or len(os.sched_getaffinity(0))
         if settings.tiling.name == "hierarchical":
-            room = (target.num_bytes or (target.num_parameters or 0) * BITS_OF_NUMBER / 8) - rest_bytes
+            room = (target.num_bytes or (target.num_parameters or 0) * BITS_OF_NUMBER / 8) - beside
             jobs = deflate_where_it_pays(jobs, coding, room, settings.tiling.short, settings.tiling.seed, workers)
         measure, limit = (num_bytes, target.num_bytes) if target.num_bytes is not None else (num_numbers, target.num_parameters)
         assert limit is not None
@@ -189,6 +194,71 @@ def compress(
         write_json(stage.path / "picture.json", picture(largest, coded[largest.name]))
     say(f"  {human_bytes(original_bytes)} in bf16 -> {human_bytes(stage.summary['stored_bytes'])}")
     return stage.summary
+
+
+def open_original(model: str | Path) -> tuple[Any, Any, dict[str, Place], dict[str, str]]:
+    """A model that can be compressed, its tokenizer, its matrices, and heads tied to its embedding.
+
+    Raises:
+        InputError: It cannot be used.
+    """
+    if is_compressed(model):
+        raise InputError(f"{model} is already compressed; start from the original model")
+    dense, tokenizer = load_model(model)
+    layers, tied = compressible_layers(dense)
+    check_weights(layers)
+    if dense.main_input_name != "input_ids":
+        raise InputError(f"{model} reads {dense.main_input_name}, no tokens; calibration needs a model that reads text")
+    if dense.config.is_encoder_decoder:
+        raise InputError(f"{model} is an encoder with a decoder, which calibration cannot feed yet; give one of the two alone")
+    return dense, tokenizer, layers, tied
+
+
+def bytes_beside(dense: Any, layers: dict[str, Place]) -> int:
+    """Stored bytes of everything but the matrices, headers of the weight files included."""
+    rest = uncoded(dense)
+    numbers = sum(tensor.numel() * dense.storage_dtypes.get(name, tensor.dtype).itemsize for name, tensor in rest.items())
+    return numbers + 200 + sum(max(140, 94 + len(name)) for name in [*rest, *layers])
+
+
+def job_for(name: str, layer: Place, moments: Moments, settings: CompressSettings, share: float) -> Job:
+    """One matrix and how it is laid out.
+
+    Args:
+        name: Of the matrix.
+        layer: Its place in the model.
+        moments: From calibration.
+        settings: Decide the tiling and the structure.
+        share: Of the weights' numbers that are stored, where they are counted.
+    """
+    weight = layer.weight.detach().float()
+    structure = structure_for(settings.structure, (weight.shape[0], weight.shape[1]), share)
+    num_rows, num_columns = weight.shape if structure is None else structure.stored_shape
+    tiling = TILINGS[settings.tiling.name](num_rows, num_columns, settings.tiling.short, settings.tiling.seed)
+    return Job(name, weight, tiling, moments, structure)
+
+
+def coding_for(settings: CompressSettings, share: float) -> Coding:
+    """How every matrix is coded; `share` as for `job_for`."""
+    coding = Coding(
+        transform=settings.spectrum.transform,
+        threshold=settings.spectrum.threshold,
+        max_rank=settings.max_rank,
+        price=settings.rank_price,
+        feedback=settings.feedback,
+        residual=None if settings.residual == "none" else settings.residual,
+        residual_threshold=settings.residual_threshold,
+        num_states=settings.trellis,
+        row_damping=settings.row_damping,
+        truncation=settings.spectrum.truncation,
+        keep=settings.spectrum.keep,
+        ranks=settings.ranks,
+        residual_part=settings.residual_part,
+        alternations=settings.alternations,
+        inputs=settings.inputs,
+        prices=settings.prices,
+    )
+    return with_share(coding, share, settings.factor_numbers)
 
 
 def check_weights(layers: dict[str, Place]) -> None:
@@ -232,7 +302,7 @@ def picture(job: Job, coded: Coded) -> dict[str, Any]:
         [t.row_start, t.row_stop, t.column_start, t.column_stop, block.rank, round(tile_bits(block) / 8)]
         for t, block in zip(stored.tiling.tiles, stored.blocks, strict=True)
     ]
-    return {"name": job.name, "shape": list(job.weight.shape), "tiles": tiles}
+    return {"name": job.name, "shape": list(stored.tiling.shape), "tiles": tiles}
 
 
 def tile_bits(block: Block) -> float:

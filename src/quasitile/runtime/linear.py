@@ -21,6 +21,7 @@ from quasitile.codec.machine import codes_of
 from quasitile.codec.matrix import decode_matrix
 from quasitile.codec.packing import pack, unpack
 from quasitile.codec.trellis import search
+from quasitile.codec.structure import Structure
 from quasitile.runtime.rank_block import RankBlock
 
 REMAINDER_UNITS = 254  # in a rounding step; 126 of them are just below a half
@@ -33,14 +34,22 @@ class TiledMatrix(nn.Module):
         shape: (M, N).
         payload_bytes: Size of the stored bytes.
         dtype: Of the dense weight.
+        structure: How the weight is expanded from the stored matrix, or nothing where it is that matrix.
     """
 
     dense: Tensor
     payload: Tensor
 
-    def __init__(self, shape: tuple[int, int], payload_bytes: int = 0, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        payload_bytes: int = 0,
+        dtype: torch.dtype = torch.float32,
+        structure: Structure | None = None,
+    ) -> None:
         super().__init__()
         self.shape = (int(shape[0]), int(shape[1]))
+        self.structure = structure
         self.register_buffer("payload", torch.zeros(payload_bytes, dtype=torch.uint8))
         self.register_buffer("dense", torch.empty(0, dtype=dtype), persistent=False)
         self.blocks = nn.ModuleList()
@@ -53,7 +62,8 @@ class TiledMatrix(nn.Module):
     @classmethod
     def from_coded(cls, coded: CodedMatrix, dtype: torch.dtype = torch.float32) -> TiledMatrix:
         """A packed matrix in memory."""
-        matrix = cls(coded.tiling.shape, dtype=dtype)
+        shape = coded.tiling.shape if coded.structure is None else coded.structure.shape
+        matrix = cls(shape, dtype=dtype, structure=coded.structure)
         matrix.pack(coded)
         return matrix
 
@@ -70,11 +80,20 @@ class TiledMatrix(nn.Module):
         """
         skeleton = self._skeleton
         if skeleton is None:
-            return unpack(self.payload, self.shape)
+            return self._unpacked()
         blocks = [block.stored(coarser) for block in self.rank_blocks()]
         if skeleton.num_states > 1:
             to_path(blocks, skeleton.tiling, skeleton.num_states)
         return replace(skeleton, blocks=blocks)
+
+    def _unpacked(self) -> CodedMatrix:
+        """The stored bytes as a coded matrix.
+
+        Raises:
+            ValueError: They are no coded matrix of the right shape.
+        """
+        shape = self.shape if self.structure is None else self.structure.stored_shape
+        return replace(unpack(self.payload, shape), structure=self.structure)
 
     def rank_blocks(self) -> Iterator[RankBlock]:
         """The trainable blocks, in the order of the tiling."""
@@ -94,7 +113,7 @@ class TiledMatrix(nn.Module):
             generator: For the random distances.
             jitter: The largest random distance in steps, below 0.5.
         """
-        coded = unpack(self.payload, self.shape)
+        coded = self._unpacked()
         transforms = coded.transform, coded.residual_transform
         first = 0
         for block in coded.blocks:
@@ -133,11 +152,11 @@ class TiledMatrix(nn.Module):
             ValueError: The bytes are no coded matrix of this shape.
         """
         self.loading = False
-        coded = unpack(self.payload, self.shape)
+        coded = self._unpacked()
         self.dense = decode_matrix(coded).to(dtype=self.dense.dtype, device=self.payload.device)
 
     def weight_of(self, block: RankBlock) -> Tensor:
-        """One tile (P, Q) of the weight, in the trainable state."""
+        """One tile (P, Q) of the stored matrix, which is the weight where there is no structure; in the trainable state."""
         return block() / self._scales[block.tile.rows, block.tile.columns]
 
     def weight(self) -> Tensor:
@@ -163,7 +182,8 @@ class TiledMatrix(nn.Module):
         # In full precision also under autocast: what is trained must be what is stored, and many
         # small products are slower in half precision.
         with torch.autocast(self.dense.device.type, enabled=False):
-            return (assemble(tiling, list(self.rank_blocks())) / self._scales).to(self.dense.dtype)
+            weight = assemble(tiling, list(self.rank_blocks())) / self._scales
+            return (weight if self.structure is None else self.structure.expand(weight)).to(self.dense.dtype)
 
 
 def to_path(blocks: list[Block], tiling: Tiling, num_states: int) -> None:

@@ -11,6 +11,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from quasitile.checkpoint import verify_checksums
 from quasitile.codec.block import CodedMatrix
+from quasitile.codec.structure import STRUCTURES, Structure
 from quasitile.errors import InputError
 from quasitile.runtime.layers import KINDS, compressible_layers
 from quasitile.runtime.linear import TiledHead, TiledMatrix, tiled_matrices
@@ -27,7 +28,8 @@ class QuasitileConfig(QuantizationConfigMixin):
     Args:
         modules: Layer name -> `{"kind": ..., "shape": [M, N], "payload_bytes": n}`, with a kind of
             `quasitile.runtime.layers.KINDS`; of experts, name of the parameter -> the same with
-            `[E, M, N]` and a list of E numbers of bytes.
+            `[E, M, N]` and a list of E numbers of bytes. `"structure": {"name", "side", "ratio"}`
+            where the weight is expanded from a smaller matrix (`quasitile.codec.structure`).
         tied: Layer name -> name of the embedding whose matrix it shares.
         format_version: Of the folder.
     """
@@ -118,6 +120,8 @@ def describe(model: Any, tied: dict[str, str]) -> None:
             if kind == "experts"
             else {"kind": kind, "shape": shape, "payload_bytes": num_bytes[0]}
         )
+        if (structure := matrices[0].structure) is not None:
+            modules[name]["structure"] = {"name": structure.name, "side": structure.side, "ratio": structure.ratio}
     config: Any = QuasitileConfig(modules, tied)  # pyright: ignore[reportCallIssue]
     model.config.quantization_config = config
     model.hf_quantizer = QuasitileQuantizer(config, pre_quantized=True)
@@ -156,12 +160,31 @@ def _put_undecoded(model: nn.Module, name: str, entry: dict[str, Any]) -> None:
     shape = entry["shape"]
     if old is None or list(KINDS[kind].matrix(old).shape) != shape:
         raise InputError(f"config.json gives {name} the shape {shape}, which does not fit the model; copy the folder again")
+    structure = _structure(name, entry)
     sizes = entry["payload_bytes"] if kind == "experts" else [entry["payload_bytes"]]
     with torch.device("meta"):
-        matrices = [TiledMatrix(tuple(shape[-2:]), num_bytes, old.dtype) for num_bytes in sizes]
+        matrices = [TiledMatrix(tuple(shape[-2:]), num_bytes, old.dtype, structure) for num_bytes in sizes]
         for matrix in matrices:
             matrix.loading = True
         substitute(model, path, parameter, kind, matrices)
+
+
+def _structure(name: str, entry: dict[str, Any]) -> Structure | None:
+    """How the weight of an entry is expanded, or nothing.
+
+    Raises:
+        InputError: This version does not know the structure, or its numbers are impossible.
+    """
+    given = entry.get("structure")
+    if given is None:
+        return None
+    if given.get("name") not in STRUCTURES:
+        raise InputError(f"config.json gives {name} the structure {given.get('name')!r}, which is unknown; update quasitile")
+    side, ratio = given.get("side"), given.get("ratio")
+    limits = max(entry["shape"][-2:]), entry["shape"][-2] * entry["shape"][-1]
+    if not all(isinstance(n, int) and 1 <= n <= limit for n, limit in zip((side, ratio), limits, strict=True)):
+        raise InputError(f"config.json gives {name} a structure of side {side} and ratio {ratio}; copy the folder again")
+    return Structure(given["name"], (entry["shape"][-2], entry["shape"][-1]), side, ratio)
 
 
 def _tie(model: Any, tied: dict[str, str]) -> None:
