@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from quasitile.codec.machine import codes_of, machine, points_of
+from quasitile.codec.machine import machine, points_of
 from quasitile.codec.rans import PRECISION, frequencies, rans_decode, rans_encode
 
 LEVEL_OCTAVE, LEVEL_CENTRE, NUM_LEVELS = 4, 16, 64  # spread 2^((level - 16) / 4)

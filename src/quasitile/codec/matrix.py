@@ -225,7 +225,7 @@ def encode_with_residual(problem: Scaled, tiling: Tiling, step: float, coding: C
         blocks = factors_of(problem, tiling, step, coding)
         codes, exact = residual_codes(weight - decoded(blocks, weight, coding), problem.lower, tiling, step, coding)
     rest = weight - decoded(blocks, weight, coding)
-    unit = step if coding.trellis == 1 else step / 2 * unbiased_gain(rest @ problem.lower, step / 2 * codes.double() @ problem.lower)
+    unit = step if coding.trellis == 1 else step / 2
     for tile, block in blocks.items():
         block.residual = codes[tile.rows, tile.columns].float()
         block.residual_step = unit
@@ -249,15 +249,6 @@ def decoded(blocks: dict[Tile, Block], like: Tensor, coding: Coding) -> Tensor:
         if block.rank:
             total[tile.rows, tile.columns] = decode_tile(replace(block, residual=None), coding.transform, "identity").double()
     return total
-
-
-def unbiased_gain(target: Tensor, coded: Tensor) -> float:
-    """The factor that makes an error orthogonal to its target, both whitened (M, N).
-
-    The trellis prefers codes of few bits, which are small ones. What it takes from every matrix of a model adds up, as
-    errors without direction do not.
-    """
-    return float(target.square().sum() / (target * coded).sum().clamp_min(1e-30)) if coded.any() else 1.0
 
 
 def residual_codes(rest: Tensor, lower: Tensor, tiling: Tiling, step: float, coding: Coding) -> tuple[Tensor, Tensor]:
@@ -290,7 +281,8 @@ def encode_in_turn(problem: Scaled, tiling: Tiling, step: float, coding: Coding)
         low_rank = decoded(blocks, problem.weight, coding)
         error = ((left.weight - low_rank) @ problem.lower).square().sum()
         whole = codes.long().numpy()
-        bits = code_bits(whole, np.zeros(whole.shape, np.uint8), fit(whole)) + sum(factor_bits(block) for block in blocks.values())
+        bits = code_bits(whole, np.zeros(whole.shape, np.uint8), fit(whole))
+        bits += sum(factor_bits(block) for block in blocks.values())
         cost = float(error) + coding.price * step**2 * math.log(2) / 6 * bits
         if best is None or cost < best[0]:
             best = cost, (blocks, codes, exact)

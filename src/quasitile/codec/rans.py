@@ -20,7 +20,7 @@ WORD = 32
 def rans_encode(codes, quantisers, levels, starts, largest, cumulative):  # pragma: no cover
     """Words and large codes of a tile.
 
-    Args:
+    Arrays:
         codes, quantisers, levels: (P, Q).
         starts: (2, levels) where the cumulative frequencies of a quantiser and level begin.
         largest: (levels,) the largest magnitude with a symbol of its own.
@@ -63,7 +63,7 @@ def rans_encode(codes, quantisers, levels, starts, largest, cumulative):  # prag
 def rans_decode(words, escapes, levels, following, starts, largest, cumulative, codes, quantisers):  # pragma: no cover
     """Fill codes and quantisers (P, Q) of a tile, rows from the last column to the first.
 
-    Args:
+    Arrays:
         following: (S, 2) the next state by the parity of a code; state s uses quantiser `s & 1`.
 
     Returns:

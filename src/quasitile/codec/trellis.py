@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from quasitile.codec.block import Tiling
-from quasitile.codec.entropy import CODED_SPREADS, COLUMN_CENTRE, NUM_LEVELS, Statistics, bit_table, fit, spread_of
+from quasitile.codec.entropy import CODED_SPREADS, COLUMN_CENTRE, NUM_LEVELS, bit_table, fit, spread_of
 from quasitile.codec.machine import machine
 
-RATE_WEIGHT = 0.05  # squared half steps that a bit may cost; docs/mathematics.md says why not more
+RATE_WEIGHT = 0.04  # squared half steps that a bit may cost; docs/mathematics.md says why not more
 WIDTH, DEPTH = 64, 32  # columns a block; how many columns back paths may still differ
 NEVER = 1e30
 
@@ -142,7 +142,7 @@ def _advance(moved, target, inner, weights, row_levels, column_levels, zero, oth
              costs, lost_open, points_open, sources_open, carried, keep, points_out, lost_out):  # fmt: skip  # pragma: no cover
     """Search through the columns of a block, right to left, and decide all but the `keep` leftmost.
 
-    Args:
+    Arrays:
         moved, target: (M, w) in half steps, with and without what decided columns lost.
         inner: (w, w + carried) of the scaled Cholesky factor.
         weights: (w,) what a squared half step costs in a column.

@@ -20,8 +20,8 @@ from quasitile.codec.factors import scale_values
 from quasitile.codec.machine import codes_of
 from quasitile.codec.matrix import decode_matrix
 from quasitile.codec.packing import pack, unpack
-from quasitile.codec.trellis import search
 from quasitile.codec.structure import Structure
+from quasitile.codec.trellis import search
 from quasitile.runtime.rank_block import RankBlock
 
 REMAINDER_UNITS = 254  # in a rounding step; 126 of them are just below a half
@@ -195,10 +195,10 @@ def to_path(blocks: list[Block], tiling: Tiling, num_states: int) -> None:
     except ValueError:
         wanted = torch.zeros(tiling.shape)
         for tile, block in zip(tiling.tiles, blocks, strict=True):
-            assert block.residual is not None and block.remainders is not None
-            wanted[tile.rows, tile.columns] = block.residual + block.remainders[-block.residual.numel() :].view_as(
-                block.residual
-            )
+            assert block.residual is not None
+            assert block.remainders is not None
+            beside = block.remainders[-block.residual.numel() :].view_as(block.residual)
+            wanted[tile.rows, tile.columns] = block.residual + beside
         points, _ = search(wanted, None, tiling, 2.0, num_states, rate_weight=0.0)
         for tile, block in zip(tiling.tiles, blocks, strict=True):
             assert block.remainders is not None
