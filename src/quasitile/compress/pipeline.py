@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +24,16 @@ from quasitile.compress.text import read_texts, token_windows
 from quasitile.errors import InputError
 from quasitile.folders import stage_folder, write_json
 from quasitile.progress import human_bytes, say
-from quasitile.runtime import Place, compressible_layers, convert, is_compressed, load_model, save_model, uncoded
+from quasitile.runtime import (
+    Place,
+    compressible_layers,
+    convert,
+    is_compressed,
+    load_model,
+    save_model,
+    storage_dtypes,
+    uncoded,
+)
 from quasitile.settings import Settings
 
 BITS_OF_BF16 = 16
@@ -77,6 +87,7 @@ class CompressSettings(Settings):
     max_rank: int | None = Field(default=None, ge=0, description="a limit; with a residual, nothing means no factors")
     rank_price: float = Field(default=1.0, gt=0, description="above 1: fewer components, stored more finely")
     feedback: bool = Field(default=True, description="let column bands make up for what later ones lost")
+    skip: tuple[str, ...] = Field(default=(), description="matrices left as they are: names, or patterns such as *embed*")
     calibration: CalibrationSettings = CalibrationSettings()
     workers: int = Field(default=0, ge=0, description="threads; 0 for one a core")
     seed: int = 0
@@ -114,7 +125,7 @@ def compress(
     if is_compressed(model):
         raise InputError(f"{model} is already compressed; start from the original model")
     dense, tokenizer = load_model(model)
-    layers, tied = compressible_layers(dense)
+    layers, tied = without_skipped(*compressible_layers(dense), settings.skip)
     check_weights(layers)
     if dense.main_input_name != "input_ids":
         raise InputError(f"{model} reads {dense.main_input_name}, no tokens; calibration needs a model that reads text")
@@ -149,7 +160,8 @@ def compress(
             truncation=settings.spectrum.truncation,
             keep=settings.spectrum.keep,
         )
-        rest = uncoded(dense)
+        rest = uncoded(dense, set(layers))
+        dense.storage_dtypes |= storage_dtypes(rest, dense.storage_dtypes[""])
         rest_bytes = sum(
             tensor.numel() * dense.storage_dtypes.get(name, tensor.dtype).itemsize for name, tensor in rest.items()
         )
@@ -186,6 +198,21 @@ def compress(
         write_json(stage.path / "picture.json", picture(largest, coded[largest.name]))
     say(f"  {human_bytes(original_bytes)} in bf16 -> {human_bytes(stage.summary['stored_bytes'])}")
     return stage.summary
+
+
+def without_skipped(
+    layers: dict[str, Place], tied: dict[str, str], patterns: tuple[str, ...]
+) -> tuple[dict[str, Place], dict[str, str]]:
+    """What is left of the matrices and of the heads that share one, once those of the patterns are left out.
+
+    Raises:
+        InputError: A pattern fits no matrix.
+    """
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in layers):
+            raise InputError(f"compress.skip: no matrix is called {pattern}; one is {next(iter(layers), 'none')}")
+    kept = {name: p for name, p in layers.items() if not any(fnmatchcase(name, pattern) for pattern in patterns)}
+    return kept, {head: source for head, source in tied.items() if source in kept}
 
 
 def check_weights(layers: dict[str, Place]) -> None:
