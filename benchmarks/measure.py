@@ -22,6 +22,7 @@ from torch import Tensor
 
 from quasitile import CompressSettings, compress, load_model
 from quasitile.compress.text import read_texts, token_windows
+from quasitile.errors import InputError
 from quasitile.evaluate import text_loss
 from quasitile.folders import write_jsonl
 from quasitile.progress import set_quiet, table
@@ -51,7 +52,13 @@ def common_arguments(description: str | None) -> argparse.ArgumentParser:
 
 
 def recipe_of(name: str) -> dict[str, Any]:
-    """The `compress` section of `recipes/NAME.yaml`."""
+    """The `compress` section of `recipes/NAME.yaml`.
+
+    Raises:
+        InputError: There is no such recipe.
+    """
+    if not (RECIPES / f"{name}.yaml").exists():
+        raise InputError(f"{name} is neither a recipe of {RECIPES} nor a variation of the benchmark")
     return yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8")).get("compress", {})
 
 
