@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
 BITS_OF_SCALE = 16
-ITERATIONS = 200  # of AutoRound's, a block: its default
 
 
 def with_plain_linear_layers(model: Any) -> Any:
@@ -68,7 +68,7 @@ def llm_compressor_gptq(model: Any, tokenizer: Any, windows: np.ndarray, args: a
     return args.bits
 
 
-def autoround(model: Any, tokenizer: Any, windows: np.ndarray, args: argparse.Namespace) -> int:
+def autoround(model: Any, tokenizer: Any, windows: np.ndarray, args: argparse.Namespace, iterations: int) -> int:
     """AutoRound, symmetric from 3 bits up, asymmetric at 2; returns the bits of a zero point."""
     from auto_round import AutoRound
 
@@ -80,7 +80,7 @@ def autoround(model: Any, tokenizer: Any, windows: np.ndarray, args: argparse.Na
         bits=args.bits,
         group_size=args.group,
         sym=symmetric,
-        iters=args.iterations,
+        iters=iterations,
         seqlen=windows.shape[1],
         nsamples=len(windows),
         batch_size=8,
@@ -104,7 +104,12 @@ def hqq(model: Any, tokenizer: Any, windows: np.ndarray, args: argparse.Namespac
     return 16
 
 
-PEERS = {"GPTQ (llm-compressor)": llm_compressor_gptq, "AutoRound": autoround, "HQQ": hqq}
+PEERS = {
+    "GPTQ (llm-compressor)": llm_compressor_gptq,
+    "AutoRound, 200 iterations": partial(autoround, iterations=200),  # its default
+    "AutoRound, 50 iterations": partial(autoround, iterations=50),  # its "light" recipe
+    "HQQ": hqq,
+}
 
 
 def stored_bytes(weight: Tensor, bits: int, group: int, bits_of_zero: int) -> int:
@@ -122,7 +127,6 @@ def main() -> None:
     parser.add_argument("--bits", type=int, required=True)
     parser.add_argument("--group", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--iterations", type=int, default=ITERATIONS)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     started = time.monotonic()
