@@ -13,7 +13,7 @@ import math
 import statistics
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from quasitile.compress.text import read_texts, token_windows
 from quasitile.errors import InputError
 from quasitile.evaluate import text_loss
 from quasitile.folders import write_jsonl
-from quasitile.progress import set_quiet, table
+from quasitile.progress import set_quiet
 from quasitile.recipe import resolve
 from quasitile.runtime import compressible_layers
 
@@ -146,8 +146,8 @@ def interval(values: list[float]) -> str:
     return f"{mean:.4f} ± {quantile * statistics.stdev(values) / math.sqrt(len(values)):.4f}"
 
 
-def damage_table(title: str, lines: Iterable[dict[str, Any]]) -> Any:
-    """Variants down, bits an original weight across, each mean and interval over the seeds."""
+def damage_table(lines: Iterable[dict[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Headings and rows: variants down, bits an original weight across, each mean and interval over the seeds."""
     found: defaultdict[tuple[str, float], list[float]] = defaultdict(list)
     for line in lines:
         found[line["variant"], line["bits"]].append(line["damage_nats"])
@@ -156,4 +156,10 @@ def damage_table(title: str, lines: Iterable[dict[str, Any]]) -> Any:
         (variant, *(interval(found[variant, bits]) if (variant, bits) in found else "" for bits in sizes))
         for variant in dict.fromkeys(variant for variant, _ in found)
     ]
-    return table(title, ("variant", *(f"{bits:g} bits" for bits in sizes)), rows)
+    return ("", *(f"{bits:g} bits" for bits in sizes)), rows
+
+
+def markdown(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table as the pages of docs/results/ have it."""
+    lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

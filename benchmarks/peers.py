@@ -21,12 +21,11 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-from measure import Bench, Results, common_arguments, interval, recipe_of  # beside this file
+from measure import Bench, Results, common_arguments, interval, markdown, recipe_of  # beside this file
 from rich.console import Console
 from safetensors.torch import load_file
 
 from quasitile.folders import read_json
-from quasitile.progress import table
 
 TORCH = "torch==2.13.0"  # first and alone, and a constraint on all else: a bare requirement would pull in a GPU build
 
@@ -70,7 +69,8 @@ def make_environment(folder: Path, peer: Peer) -> Path:
         constraint.write_text(TORCH + "\n")
         pip = [str(python), "-m", "pip", "install", "--quiet", "--no-compile", "--disable-pip-version-check"]
         subprocess.run([*pip, TORCH, "numpy", "setuptools", "wheel"], check=True)
-        subprocess.run([*pip, "-c", str(constraint), *peer.options, *peer.packages], check=True)
+        without_gpu = os.environ | {"DISABLE_CUDA": "1", "BUILD_CUDA_EXT": "0"}
+        subprocess.run([*pip, "-c", str(constraint), *peer.options, *peer.packages], check=True, env=without_gpu)
         done.write_text(wanted)
     return python
 
@@ -109,8 +109,8 @@ def embedding_and_head(bench: Bench) -> list[str]:
     return [name for name, place in bench.layers.items() if any(place.module is end for end in ends)]
 
 
-def comparison(lines: list[dict[str, Any]], recipe: str) -> Any:
-    """A row a peer and rate: its bytes and damage, ours at no more bytes, and by how much ours is smaller."""
+def comparison(lines: list[dict[str, Any]], recipe: str) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Headings and rows, a row a peer and rate: its bytes and damage, ours at no more bytes, and by how much ours is smaller."""
     peers = [line for line in lines if line["variant"] in PEERS]
     rows = []
     for name, bits in dict.fromkeys((line["variant"], line["bits"]) for line in peers):
@@ -125,8 +125,7 @@ def comparison(lines: list[dict[str, Any]], recipe: str) -> Any:
             cells += [interval(found), f"{fmean(found) / fmean(damage):.2f}"] if close else ["", ""]
         linear_bits = 8 * theirs[0]["linear_bytes"] / theirs[0]["linear_weights"]
         rows.append((name, f"{linear_bits:.2f}", f"{num_bytes:,}", interval(damage), *cells))
-    headings = ("peer", "bits a linear weight", "bytes of the model", "its damage", WHOLE, "ratio", LEFT, "ratio")
-    return table("damage in nats a token, ours at no more bytes; mean and 95 % interval over seeds", headings, rows)
+    return ("peer", "bits a linear weight", "bytes of the model", "its damage", WHOLE, "ratio", LEFT, "ratio"), rows
 
 
 def main() -> None:
@@ -156,7 +155,7 @@ def main() -> None:
                     key = {**bench.setting, "variant": args.recipe, "form": form, "target_bytes": target, "seed": seed}
                     ours = results.once(key, lambda: bench.ours(changes, target, seed))  # noqa: B023
                     screen.print(f"  ours, {form}: {ours['damage_nats']:.4f}", style="dim")
-    screen.print(comparison(results.find(bench.setting), args.recipe))
+    print(markdown(*comparison(results.find(bench.setting), args.recipe)))
 
 
 if __name__ == "__main__":

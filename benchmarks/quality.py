@@ -12,7 +12,7 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from typing import Any
 
-from measure import Bench, Results, common_arguments, damage_table, recipe_of  # beside this file
+from measure import Bench, Results, common_arguments, damage_table, markdown, recipe_of  # beside this file
 from rich.console import Console
 
 from quasitile.baselines import gptq
@@ -78,8 +78,7 @@ def main() -> None:
         for variant, changes in variants.items():
             for bits in args.bits:
                 measure(variant, changes, bits, seed, int(bits * bench.num_parameters / 8))
-    lines = [line for line in results.find(bench.setting) if "damage_nats" in line]
-    screen.print(damage_table("damage in nats a token, mean and 95 % interval over seeds", lines))
+    print(markdown(*damage_table(line for line in results.find(bench.setting) if "damage_nats" in line)))
 
 
 def own_gptq(bench: Bench, bits: int, seed: int) -> dict[str, Any]:
