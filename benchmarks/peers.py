@@ -110,7 +110,7 @@ def embedding_and_head(bench: Bench) -> list[str]:
 
 
 def comparison(lines: list[dict[str, Any]], recipe: str) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Headings and rows, a row a peer and rate: its bytes and damage, ours at no more bytes, and by how much ours is smaller."""
+    """Headings and rows, a row a peer and rate: its bytes, its damage, ours at no more bytes, and their ratio."""
     peers = [line for line in lines if line["variant"] in PEERS]
     rows = []
     for name, bits in dict.fromkeys((line["variant"], line["bits"]) for line in peers):
