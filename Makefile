@@ -2,12 +2,15 @@
 # make test   install, then run the tests (under 5 minutes, offline once installed)
 # make check  format, lint and types
 # make bench  compare tilings and speed on the embedded model
+# make results  measure what docs/results/ says of quality at equal bytes: DATA as in docs/base-model.md, hours; stops and continues
 VENV ?= .venv
 PYTHON ?= python3
 RUN ?= run
+DATA ?= data
+RESULTS ?= runs/results
 BIN := $(VENV)/bin
 
-.PHONY: demo test check format bench clean
+.PHONY: demo test check format bench results clean
 
 # torch first and alone: a bare requirement would pull in a GPU build.
 $(VENV)/.installed: pyproject.toml
@@ -38,6 +41,19 @@ format: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/codec.py
 	$(BIN)/python benchmarks/reading.py
+
+SCORED := --text $(DATA)/general/train.jsonl --general $(DATA)/general/test.jsonl --tokens 10000 --windows 48 --seeds 3
+SIZES := --bits 4 3 2 1 0.5 0.28 --only best paper presets
+
+$(RESULTS)/gpt2/training.json: $(VENV)/.installed-dev
+	$(BIN)/python tools/train_base.py $(DATA) $(@D) --architecture gpt2 --tokenizer src/quasitile/data/base --minutes 75
+
+results: $(VENV)/.installed-dev $(RESULTS)/gpt2/training.json
+	for model in embedded:base $(RESULTS)/gpt2; do \
+	  $(BIN)/python benchmarks/peers.py $$model $(SCORED) --environments $(RESULTS)/peers --out $(RESULTS)/peers.jsonl && \
+	  $(BIN)/python benchmarks/quality.py $$model $(SCORED) $(SIZES) --out $(RESULTS)/quality.jsonl || exit 1; \
+	done
+	$(BIN)/python benchmarks/tilings.py $(SCORED) --out $(RESULTS)/tilings.jsonl
 
 clean:
 	rm -rf $(VENV) $(RUN) build dist

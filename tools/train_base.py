@@ -1,6 +1,6 @@
-"""Train the small base model that the package carries.
+"""Train the small base model that the package carries, or one of another architecture with the same recipe.
 
-    python tools/train_base.py DATA OUT --minutes 75
+    python tools/train_base.py DATA OUT --minutes 75 [--architecture llama|gpt2|qwen3]
 
 `DATA` is a folder with `general/`, `domain/`, `qa/` and `squad/` as described in
 `docs/base-model.md`. The result is an ordinary Hugging Face folder with a model card. Training
@@ -23,7 +23,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    LlamaConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+)
 
 SPECIAL_TOKENS = ["<|endoftext|>", "<|pad|>", "<|user|>", "<|assistant|>", "<|think|>", "<|/think|>"]
 END, PAD, USER, ASSISTANT, THINK, END_THINK = SPECIAL_TOKENS
@@ -176,7 +184,7 @@ class Batches:
 
 
 @torch.no_grad()
-def score(model: LlamaForCausalLM, documents: list[np.ndarray], characters: int, length: int, limit: int) -> dict:
+def score(model: PreTrainedModel, documents: list[np.ndarray], characters: int, length: int, limit: int) -> dict:
     """Nats a token, perplexity and bits a character of running text in windows of `length`."""
     stream = np.concatenate(documents)
     share = min(1.0, limit / len(stream))
@@ -199,25 +207,34 @@ def score(model: LlamaForCausalLM, documents: list[np.ndarray], characters: int,
     }
 
 
-def build_model(vocabulary_size: int) -> LlamaForCausalLM:
-    """The architecture: 8 layers of width 256 with grouped queries and tied embeddings."""
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=vocabulary_size,
-            hidden_size=256,
-            intermediate_size=704,
-            num_hidden_layers=8,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=64,
-            max_position_embeddings=1024,
-            rms_norm_eps=1e-6,
-            tie_word_embeddings=True,
-            bos_token_id=0,
-            eos_token_id=0,
-            pad_token_id=1,
-        )
-    )
+# All have 8 layers of width 256, 4 heads of 64 and tied embeddings.
+SHARED = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1, "tie_word_embeddings": True, "max_position_embeddings": 1024}
+GROUPED = SHARED | {
+    "hidden_size": 256,
+    "intermediate_size": 704,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "rms_norm_eps": 1e-6,
+}
+ARCHITECTURES = {
+    "llama": (LlamaConfig, GROUPED, "grouped queries (2 key-value heads), feed-forward 704"),
+    "qwen3": (Qwen3Config, GROUPED, "grouped queries (2 key-value heads) with norms, feed-forward 704"),
+    "gpt2": (
+        GPT2Config,
+        SHARED
+        | {"n_embd": 256, "n_layer": 8, "n_head": 4, "n_inner": 896}
+        | {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+        "learned positions, biases, layer norms, feed-forward 896 with GELU",
+    ),
+}
+
+
+def build_model(architecture: str, vocabulary_size: int) -> PreTrainedModel:
+    """A fresh model of about 7 M parameters."""
+    config, values, _ = ARCHITECTURES[architecture]
+    return AutoModelForCausalLM.from_config(config(vocab_size=vocabulary_size, **values))
 
 
 def learning_rate_factor(fraction: float) -> float:
@@ -227,9 +244,11 @@ def learning_rate_factor(fraction: float) -> float:
     return 1.0 if fraction < 0.5 else 0.02 + 0.98 * (1 - fraction) / 0.5
 
 
-def train(model: LlamaForCausalLM, sources: list[tuple[Batches, float]], args: argparse.Namespace, log: Path) -> list[dict]:
+def train(model: PreTrainedModel, sources: list[tuple[Batches, float]], args: argparse.Namespace, log: Path) -> list[dict]:
     """The training loop; one line of `log` every `args.log_every` steps."""
-    matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
+    decoder, head = model.base_model, model.get_output_embeddings()
+    layers = next(module for module in decoder.children() if isinstance(module, torch.nn.ModuleList))
+    matrices = [p for p in layers.parameters() if p.ndim == 2]
     others = [p for p in model.parameters() if p.ndim != 2 or all(p is not q for q in matrices)]
     optimizers = [
         torch.optim.Muon(matrices, lr=args.muon_lr, weight_decay=0.02, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
@@ -240,8 +259,8 @@ def train(model: LlamaForCausalLM, sources: list[tuple[Batches, float]], args: a
 
     def loss_of(tokens: torch.Tensor) -> torch.Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            hidden = model.model(tokens[:, :-1]).last_hidden_state
-            logits = hidden.reshape(-1, hidden.shape[-1]) @ model.lm_head.weight.T
+            hidden = decoder(tokens[:, :-1]).last_hidden_state
+            logits = hidden.reshape(-1, hidden.shape[-1]) @ head.weight.T
         return torch.nn.functional.cross_entropy(logits.float(), tokens[:, 1:].reshape(-1))
 
     compiled = torch.compile(loss_of, dynamic=False) if args.compile else loss_of
@@ -299,14 +318,14 @@ library_name: transformers
 
 # quasitile base model
 
-A Llama-shaped decoder of {report["num_parameters"] / 1e6:.2f} M parameters (8 layers, width 256, 4 query and 2 key-value
-heads of 64, feed-forward 704, tied embeddings, 4,096-token byte-level BPE with single digits), stored in bf16. It exists so
+A {report["architecture"]}-shaped decoder of {report["num_parameters"] / 1e6:.2f} M parameters (8 layers, width 256, 4 heads of 64,
+{ARCHITECTURES[report["architecture"]][2]}, tied embeddings, 4,096-token byte-level BPE with single digits), stored in bf16. It exists so
 that every stage of quasitile can be run and measured without a network. It is a research toy: it writes fluent English and
 knows little.
 
 ## Training
 
-`python tools/train_base.py DATA OUT --minutes {report["minutes"]:g} --seed {report["seed"]}`: {report["tokens"] / 1e6:.1f} M
+`python tools/train_base.py DATA OUT --architecture {report["architecture"]} --minutes {report["minutes"]:g} --seed {report["seed"]}`: {report["tokens"] / 1e6:.1f} M
 tokens ({report["epochs"]:.1f} passes over the text) in {report["seconds"] / 60:.0f} minutes on {report["hardware"]}; Muon for
 the decoder's matrices, AdamW for the rest, bf16 autocast, windows of {report["lengths"][0]}, later {report["lengths"][1]} tokens.
 
@@ -341,6 +360,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--architecture", choices=ARCHITECTURES, default="llama")
+    parser.add_argument("--tokenizer", type=Path, help="a folder with one; without it, one is trained on the text")
     parser.add_argument("--minutes", type=float, default=75)
     parser.add_argument("--tokens", type=float, default=60e6)
     parser.add_argument("--seed", type=int, default=0)
@@ -358,7 +379,8 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     general, domain = running_text(args.data, "train")
     chats = conversations(args.data, random.Random(args.seed))
-    tokenizer = train_tokenizer(general[::2] + domain + chats[::4])
+    texts = general[::2] + domain + chats[::4]
+    tokenizer = AutoTokenizer.from_pretrained(args.tokenizer) if args.tokenizer else train_tokenizer(texts)
     tokenizer.save_pretrained(args.out)
 
     rng = np.random.default_rng(args.seed)
@@ -367,7 +389,7 @@ def main() -> None:
     num_running, num_chat = (sum(map(len, s.documents)) for s in (running, talking))
     print(f"{num_running / 1e6:.2f} M tokens of text, {num_chat / 1e6:.2f} M of chat", flush=True)
 
-    model = build_model(len(tokenizer))
+    model = build_model(args.architecture, len(tokenizer))
     model.set_attn_implementation("eager")  # twice as fast as the fused kernel here: its backward is slow on a CPU
     log = args.out / "training.jsonl"
     log.unlink(missing_ok=True)
@@ -388,6 +410,7 @@ def main() -> None:
     report = {
         "scores": scores,
         "curve": curve,
+        "architecture": args.architecture,
         "seed": args.seed,
         "minutes": args.minutes,
         "seconds": curve[-1]["seconds"],

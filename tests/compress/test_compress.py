@@ -293,3 +293,23 @@ def test_windows_never_repeat(tokenizer):
     windows = token_windows(tokenizer, ["the band gap of silicon is 1.1 eV " * 40], 8, 10**6, seed=1)
     again = token_windows(tokenizer, ["the band gap of silicon is 1.1 eV " * 40], 8, 3, seed=1)
     assert torch.equal(windows[:3], again)
+
+
+def test_skipped_matrices_stay_as_they_are_and_count_in_full(model_folder, text_file, tmp_path):
+    changes = settings(size="70%", skip=["model.embed_tokens", "*.1.mlp.*"])
+    summary = compress(model_folder, tmp_path / "out", text=text_file, settings=changes)
+    assert 0.95 * summary["target_bytes"] < summary["stored_bytes"] <= summary["target_bytes"]
+    assert summary["stored_bytes"] == stored_bytes(tmp_path / "out")
+    (original, _), (model, _) = load_model(model_folder), load_model(tmp_path / "out")
+    coded = tiled_matrices(model)
+    left = {name for name in compressible_layers(original)[0] if name == "model.embed_tokens" or ".1.mlp." in name}
+    assert left
+    assert coded.keys() == compressible_layers(original)[0].keys() - left
+    for name in left:
+        assert torch.equal(model.get_submodule(name).weight, original.get_submodule(name).weight)
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+def test_a_skipped_matrix_that_is_not_there_is_refused(model_folder, text_file, tmp_path):
+    with pytest.raises(InputError, match=r"compress\.skip: no matrix is called \*\.nothing"):
+        compress(model_folder, tmp_path / "out", text=text_file, settings=settings(skip=["*.nothing"]))

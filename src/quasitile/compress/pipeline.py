@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +29,16 @@ from quasitile.compress.text import read_texts, token_windows
 from quasitile.errors import InputError
 from quasitile.folders import stage_folder, write_json
 from quasitile.progress import human_bytes, say
-from quasitile.runtime import Place, compressible_layers, convert, is_compressed, load_model, save_model, uncoded
+from quasitile.runtime import (
+    Place,
+    compressible_layers,
+    convert,
+    is_compressed,
+    load_model,
+    save_model,
+    storage_dtypes,
+    uncoded,
+)
 from quasitile.settings import Settings
 
 BITS_OF_BF16 = 16
@@ -83,6 +93,7 @@ class CompressSettings(Settings):
     max_rank: int | None = Field(default=None, ge=0, description="a limit; with a residual, nothing means no factors")
     rank_price: float = Field(default=1.0, gt=0, description="above 1: fewer components, stored more finely")
     feedback: bool = Field(default=True, description="let column bands make up for what later ones lost")
+    skip: tuple[str, ...] = Field(default=(), description="matrices left as they are: names, or patterns such as *embed*")
     calibration: CalibrationSettings = CalibrationSettings()
     ranks: Literal["priced", "share", "fixed"] = Field(
         default="priced", description="who decides a tile's rank: its price, an equal share of all tiles' numbers, or max_rank"
@@ -142,7 +153,7 @@ def compress(
         InputError: The model cannot be used, or the size cannot be met.
     """
     settings = settings or CompressSettings()
-    dense, tokenizer, layers, tied = open_original(model)
+    dense, tokenizer, layers, tied = open_original(model, settings.skip)
     num_parameters = sum(parameter.numel() for parameter in dense.parameters())
     original_bytes = num_parameters * BITS_OF_BF16 // 8
     target = parse_size(settings.size, original_bytes)
@@ -150,7 +161,7 @@ def compress(
         amount = settings.calibration
         windows = token_windows(tokenizer, read_texts(text), amount.num_tokens, amount.num_windows, settings.seed)
         moments = calibrate(dense, windows, amount.batch_size, settings.seed)
-        rest = uncoded(dense)
+        rest = uncoded(dense, set(layers))
         beside = bytes_beside(dense, layers)
         if target.num_bytes is not None:
             room, number_bits = 8 * (target.num_bytes - beside), settings.number_bits
@@ -196,8 +207,12 @@ def compress(
     return stage.summary
 
 
-def open_original(model: str | Path) -> tuple[Any, Any, dict[str, Place], dict[str, str]]:
+def open_original(model: str | Path, skip: tuple[str, ...] = ()) -> tuple[Any, Any, dict[str, Place], dict[str, str]]:
     """A model that can be compressed, its tokenizer, its matrices, and heads tied to its embedding.
+
+    Args:
+        model: A Hugging Face folder or hub name.
+        skip: Names and patterns of matrices that stay as they are.
 
     Raises:
         InputError: It cannot be used.
@@ -205,7 +220,8 @@ def open_original(model: str | Path) -> tuple[Any, Any, dict[str, Place], dict[s
     if is_compressed(model):
         raise InputError(f"{model} is already compressed; start from the original model")
     dense, tokenizer = load_model(model)
-    layers, tied = compressible_layers(dense)
+    layers, tied = without_skipped(*compressible_layers(dense), skip)
+    dense.storage_dtypes |= storage_dtypes(uncoded(dense, set(layers)), dense.storage_dtypes[""])
     check_weights(layers)
     if dense.main_input_name != "input_ids":
         raise InputError(f"{model} reads {dense.main_input_name}, no tokens; calibration needs a model that reads text")
@@ -214,9 +230,24 @@ def open_original(model: str | Path) -> tuple[Any, Any, dict[str, Place], dict[s
     return dense, tokenizer, layers, tied
 
 
+def without_skipped(
+    layers: dict[str, Place], tied: dict[str, str], patterns: tuple[str, ...]
+) -> tuple[dict[str, Place], dict[str, str]]:
+    """What is left of the matrices and of the heads that share one, once those of the patterns are left out.
+
+    Raises:
+        InputError: A pattern fits no matrix.
+    """
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in layers):
+            raise InputError(f"compress.skip: no matrix is called {pattern}; one is {next(iter(layers), 'none')}")
+    kept = {name: p for name, p in layers.items() if not any(fnmatchcase(name, pattern) for pattern in patterns)}
+    return kept, {head: source for head, source in tied.items() if source in kept}
+
+
 def bytes_beside(dense: Any, layers: dict[str, Place]) -> int:
     """Stored bytes of everything but the matrices, headers of the weight files included."""
-    rest = uncoded(dense)
+    rest = uncoded(dense, set(layers))
     numbers = sum(tensor.numel() * dense.storage_dtypes.get(name, tensor.dtype).itemsize for name, tensor in rest.items())
     return numbers + 200 + sum(max(140, 94 + len(name)) for name in [*rest, *layers])
 

@@ -2,7 +2,15 @@
 
 from quasitile.runtime.layers import Place, compressible_layers
 from quasitile.runtime.linear import TiledEmbedding, TiledHead, TiledLinear, TiledMatrix, held_weights, tiled_matrices
-from quasitile.runtime.load import is_compressed, load_model, load_tokenizer, load_trainable, save_model, uncoded
+from quasitile.runtime.load import (
+    is_compressed,
+    load_model,
+    load_tokenizer,
+    load_trainable,
+    save_model,
+    storage_dtypes,
+    uncoded,
+)
 from quasitile.runtime.plugin import QuasitileConfig, QuasitileQuantizer, convert
 from quasitile.runtime.substitute import coded_parameters
 
@@ -23,6 +31,7 @@ __all__ = [
     "load_tokenizer",
     "load_trainable",
     "save_model",
+    "storage_dtypes",
     "tiled_matrices",
     "uncoded",
 ]

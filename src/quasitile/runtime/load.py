@@ -57,7 +57,7 @@ def load_model(model: str | Path, dtype: torch.dtype = torch.float32) -> tuple[A
         raise InputError(
             f"{model} lacks {len(missing)} tensors ({missing[0]}, ...); the model would be partly random, copy it again"
         )
-    loaded.storage_dtypes = storage_dtypes(loaded, getattr(config, "dtype", None) or torch.bfloat16)
+    loaded.storage_dtypes = storage_dtypes(uncoded(loaded), getattr(config, "dtype", None) or torch.bfloat16)
     return loaded.eval(), load_tokenizer(model)
 
 
@@ -73,29 +73,37 @@ def model_class(config: Any) -> Any:
     return named if hasattr(named, "from_pretrained") else AutoModelForCausalLM
 
 
-def storage_dtypes(model: Any, dtype: torch.dtype) -> dict[str, torch.dtype]:
+def storage_dtypes(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, torch.dtype]:
     """In which dtype each tensor beside the matrices is stored: the checkpoint's where that is exact, else its own.
 
     Args:
-        model: As loaded, before any training.
+        tensors: See `uncoded`, as loaded, before any training.
         dtype: The checkpoint's.
 
     Returns:
         Name -> dtype, and `""` -> the checkpoint's.
     """
     dtypes = {"": dtype}
-    for name, tensor in uncoded(model).items():
+    for name, tensor in tensors.items():
         if tensor.is_floating_point():
             exact = torch.equal(tensor.to(dtype).to(tensor.dtype), tensor)
             dtypes[name] = dtype if exact else tensor.dtype
     return dtypes
 
 
-def uncoded(model: Any) -> dict[str, Tensor]:
-    """What is stored of a model beside its matrices, coded or still to be coded; tied tensors once."""
+def uncoded(model: Any, chosen: set[str] | None = None) -> dict[str, Tensor]:
+    """What is stored of a model beside its matrices, coded or still to be coded; tied tensors once.
+
+    Args:
+        model: Coded or not.
+        chosen: Of a model that is not: the matrices that will be coded. Nothing means all.
+    """
     others = {f"{name}.payload" for name, module in model.named_modules() if isinstance(module, TiledMatrix)}
     if not others:
         layers, tied = compressible_layers(model)
+        if chosen is not None:
+            layers = {name: place for name, place in layers.items() if name in chosen}
+            tied = {head: source for head, source in tied.items() if source in chosen}
         others = {f"{place.path}.{place.parameter}" for place in layers.values()} | {f"{name}.weight" for name in tied}
     others |= set(getattr(model, "all_tied_weights_keys", None) or {})
     return {name: tensor.detach() for name, tensor in model.state_dict().items() if name not in others}
@@ -153,7 +161,7 @@ def save_model(model: Any, tokenizer: Any, folder: Path, *, trainable: bool = Fa
     """
     tied = tied_heads(model)
     describe(model, tied)
-    dtypes = getattr(model, "storage_dtypes", None) or storage_dtypes(model, torch.bfloat16)
+    dtypes = getattr(model, "storage_dtypes", None) or storage_dtypes(uncoded(model), torch.bfloat16)
     dropped = set(getattr(model, "all_tied_weights_keys", None) or {})
     tensors = {
         name: tensor.detach().to(dtypes.get(name, tensor.dtype))

@@ -1,0 +1,155 @@
+"""What `peers.py` and `tilings.py` share: a model under test, and a file of results that a stopped run continues.
+
+Everything of ours goes through the public `compress` and `load_model`: what is measured is the folder that a user gets.
+Damage is the rise of the loss on `--general` over the original, in nats a token. A seed draws other
+calibration text and other labels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import Tensor
+
+from codec import interval  # the benchmark beside this one
+from quasitile import CompressSettings, compress, load_model
+from quasitile.compress.text import read_texts, token_windows
+from quasitile.errors import InputError
+from quasitile.evaluate import text_loss
+from quasitile.folders import write_jsonl
+from quasitile.progress import set_quiet
+from quasitile.recipe import resolve
+from quasitile.runtime import compressible_layers
+
+RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+WINDOW_TOKENS = 256
+LONGEST_TEXT = 10_000  # characters of a text, so that no book outweighs the others
+
+
+def common_arguments(description: str | None) -> argparse.ArgumentParser:
+    """The arguments that both take."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", default="embedded:base")
+    parser.add_argument("--text", required=True, help="calibration text")
+    parser.add_argument(
+        "--characters", type=int, default=2_000_000, help="of the calibration text, from which windows are drawn"
+    )
+    parser.add_argument("--general", required=True, help="the text that is scored")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--windows", type=int, default=48, help=f"of {WINDOW_TOKENS} calibration tokens")
+    parser.add_argument("--tokens", type=int, default=20000, help="of the general text that is scored")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path("measurements.jsonl"), help="what it holds is not measured again")
+    return parser
+
+
+def recipe_of(name: str) -> dict[str, Any]:
+    """The `compress` section of `recipes/NAME.yaml`.
+
+    Raises:
+        InputError: There is no such recipe.
+    """
+    if not (RECIPES / f"{name}.yaml").exists():
+        raise InputError(f"{name} is neither a recipe of {RECIPES} nor a variation of the benchmark")
+    return yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8")).get("compress", {})
+
+
+class Bench:
+    """A model under test, and what measures it."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        set_quiet(True)
+        self.args = args
+        self.location = resolve(args.model)
+        self.model, self.tokenizer = load_model(self.location)
+        self.folder = tempfile.TemporaryDirectory()
+        self.text = Path(self.folder.name) / "text.jsonl"
+        texts, self.general = read_texts(args.text), read_texts(args.general)
+        texts = [text[:LONGEST_TEXT] for text in texts]
+        write_jsonl(self.text, [{"text": text} for text in texts[:: max(1, sum(map(len, texts)) // args.characters)]])
+        self.texts = read_texts(self.text)
+        self.layers, self.tied = compressible_layers(self.model)
+        self.original = {name: layer.weight.detach().clone() for name, layer in self.layers.items()}
+        self.num_parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        self.reference = self.loss(self.model)
+        self.setting = {"model": Path(self.location).name, "windows": args.windows, "tokens": args.tokens}
+
+    def loss(self, model: Any) -> float:
+        """Nats a token of the general text."""
+        return text_loss(model, self.tokenizer, self.general, max_tokens=self.args.tokens)["nats_per_token"]
+
+    def windows(self, seed: int) -> Tensor:
+        """The calibration tokens of a seed (count, T), the same that `compress` draws."""
+        return token_windows(self.tokenizer, self.texts, WINDOW_TOKENS, self.args.windows, seed)
+
+    def damage_with(self, weights: dict[str, Tensor]) -> float:
+        """Damage of other matrices (M, N) in the place of the model's own."""
+        for name, weight in weights.items():
+            self.layers[name].weight.data.copy_(weight)
+        damage = self.loss(self.model) - self.reference
+        for name in weights:
+            self.layers[name].weight.data.copy_(self.original[name])
+        return damage
+
+    def ours(self, changes: dict[str, Any], num_bytes: int, seed: int) -> dict[str, Any]:
+        """Compress to at most so many bytes, load what was written, and score it."""
+        calibration = {"num_windows": self.args.windows, "num_tokens": WINDOW_TOKENS}
+        amount = {"size": f"{num_bytes / 1000:.3f}KB", "seed": seed, "workers": self.args.workers}
+        settings = CompressSettings.model_validate({**changes, **amount, "calibration": calibration})
+        with tempfile.TemporaryDirectory() as folder:
+            summary = compress(self.location, Path(folder) / "model", text=self.text, settings=settings)
+            damage = self.loss(load_model(Path(folder) / "model")[0]) - self.reference
+        return {
+            "stored_bytes": summary["stored_bytes"],
+            "damage_nats": damage,
+            "predicted_nats": summary["predicted_damage_nats"],
+        }
+
+
+class Results:
+    """A file of JSON lines, one a measurement."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        self.lines: list[dict[str, Any]] = [json.loads(line) for line in lines]
+
+    def find(self, key: dict[str, Any]) -> list[dict[str, Any]]:
+        """The measurements that agree with a key."""
+        return [line for line in self.lines if all(line.get(name) == value for name, value in key.items())]
+
+    def once(self, key: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """A measurement, made only where the file lacks it."""
+        if not (known := self.find(key)):
+            known = [key | measure()]
+            self.lines += known
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as out:
+                out.write(json.dumps(known[0]) + "\n")
+        return known[0]
+
+
+def damage_table(lines: Iterable[dict[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Headings and rows: variants down, bits an original weight across, each mean and interval over the seeds."""
+    found: defaultdict[tuple[str, float], list[float]] = defaultdict(list)
+    for line in lines:
+        found[line["variant"], line["bits"]].append(line["damage_nats"])
+    sizes = sorted({bits for _, bits in found}, reverse=True)
+    rows = [
+        (variant, *(interval(found[variant, bits]) if (variant, bits) in found else "" for bits in sizes))
+        for variant in dict.fromkeys(variant for variant, _ in found)
+    ]
+    return ("", *(f"{bits:g} bits" for bits in sizes)), rows
+
+
+def markdown(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table as the pages of docs/results/ have it."""
+    lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
