@@ -42,8 +42,8 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/codec.py
 	$(BIN)/python benchmarks/reading.py
 
-SCORED := --text $(DATA)/general/train.jsonl --general $(DATA)/general/test.jsonl --tokens 10000 --seeds 3
-SIZES := --bits 4 3 2 1 0.5 0.28 --only best paper
+SCORED := --text $(DATA)/general/train.jsonl --general $(DATA)/general/test.jsonl --tokens 10000 --windows 48 --seeds 3
+SIZES := --bits 4 3 2 1 0.5 0.28 --only best paper presets
 
 $(RESULTS)/gpt2/training.json: $(VENV)/.installed-dev
 	$(BIN)/python tools/train_base.py $(DATA) $(@D) --architecture gpt2 --tokenizer src/quasitile/data/base --minutes 75
@@ -53,7 +53,7 @@ results: $(VENV)/.installed-dev $(RESULTS)/gpt2/training.json
 	  $(BIN)/python benchmarks/peers.py $$model $(SCORED) --environments $(RESULTS)/peers --out $(RESULTS)/peers.jsonl && \
 	  $(BIN)/python benchmarks/quality.py $$model $(SCORED) $(SIZES) --out $(RESULTS)/quality.jsonl || exit 1; \
 	done
-	$(BIN)/python benchmarks/quality.py $(SCORED) --bits 4 2 --only 'factors*' 'residual*' --out $(RESULTS)/tilings.jsonl
+	$(BIN)/python benchmarks/tilings.py $(SCORED) --out $(RESULTS)/tilings.jsonl
 
 clean:
 	rm -rf $(VENV) $(RUN) build dist

@@ -208,7 +208,11 @@ def compress(
 
 
 def open_original(model: str | Path, skip: tuple[str, ...] = ()) -> tuple[Any, Any, dict[str, Place], dict[str, str]]:
-    """A model that can be compressed, its tokenizer, its matrices without those to skip, and heads tied to its embedding.
+    """A model that can be compressed, its tokenizer, its matrices, and heads tied to its embedding.
+
+    Args:
+        model: A Hugging Face folder or hub name.
+        skip: Names and patterns of matrices that stay as they are.
 
     Raises:
         InputError: It cannot be used.
@@ -217,6 +221,7 @@ def open_original(model: str | Path, skip: tuple[str, ...] = ()) -> tuple[Any, A
         raise InputError(f"{model} is already compressed; start from the original model")
     dense, tokenizer = load_model(model)
     layers, tied = without_skipped(*compressible_layers(dense), skip)
+    dense.storage_dtypes |= storage_dtypes(uncoded(dense, set(layers)), dense.storage_dtypes[""])
     check_weights(layers)
     if dense.main_input_name != "input_ids":
         raise InputError(f"{model} reads {dense.main_input_name}, no tokens; calibration needs a model that reads text")
@@ -225,10 +230,24 @@ def open_original(model: str | Path, skip: tuple[str, ...] = ()) -> tuple[Any, A
     return dense, tokenizer, layers, tied
 
 
+def without_skipped(
+    layers: dict[str, Place], tied: dict[str, str], patterns: tuple[str, ...]
+) -> tuple[dict[str, Place], dict[str, str]]:
+    """What is left of the matrices and of the heads that share one, once those of the patterns are left out.
+
+    Raises:
+        InputError: A pattern fits no matrix.
+    """
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in layers):
+            raise InputError(f"compress.skip: no matrix is called {pattern}; one is {next(iter(layers), 'none')}")
+    kept = {name: p for name, p in layers.items() if not any(fnmatchcase(name, pattern) for pattern in patterns)}
+    return kept, {head: source for head, source in tied.items() if source in kept}
+
+
 def bytes_beside(dense: Any, layers: dict[str, Place]) -> int:
     """Stored bytes of everything but the matrices, headers of the weight files included."""
     rest = uncoded(dense, set(layers))
-    dense.storage_dtypes |= storage_dtypes(rest, dense.storage_dtypes[""])
     numbers = sum(tensor.numel() * dense.storage_dtypes.get(name, tensor.dtype).itemsize for name, tensor in rest.items())
     return numbers + 200 + sum(max(140, 94 + len(name)) for name in [*rest, *layers])
 
@@ -271,21 +290,6 @@ def coding_for(settings: CompressSettings, share: float) -> Coding:
         prices=settings.prices,
     )
     return with_share(coding, share, settings.factor_numbers)
-
-
-def without_skipped(
-    layers: dict[str, Place], tied: dict[str, str], patterns: tuple[str, ...]
-) -> tuple[dict[str, Place], dict[str, str]]:
-    """What is left of the matrices and of the heads that share one, once those of the patterns are left out.
-
-    Raises:
-        InputError: A pattern fits no matrix.
-    """
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in layers):
-            raise InputError(f"compress.skip: no matrix is called {pattern}; one is {next(iter(layers), 'none')}")
-    kept = {name: p for name, p in layers.items() if not any(fnmatchcase(name, pattern) for pattern in patterns)}
-    return kept, {head: source for head, source in tied.items() if source in kept}
 
 
 def check_weights(layers: dict[str, Place]) -> None:
