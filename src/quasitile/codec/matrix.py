@@ -24,7 +24,7 @@ class Coding:
         max_rank: A limit for every tile's rank; with a residual, nothing means 0.
         price: See `factors.kept_rank`.
         feedback: Let column bands make up for what later ones lost (factors alone).
-        damping: Share of the mean second moment added to its diagonal.
+        damping: Share of the second moment's mean diagonal added to it; with a residual, of each diagonal entry.
         residual: Transform of the residual's tiles, or nothing for no residual. `identity` is coded
             with feedback between single columns, others with feedback between column bands.
         residual_threshold: Dead zone of the residual, in steps; without a trellis.
@@ -59,7 +59,7 @@ class Scaled:
     """A matrix in the domain where one step costs the same everywhere.
 
     Attributes:
-        weight: (M, N) float64.
+        weight: (M, N), float32 where single entries are all that is rounded, else float64; so are the others.
         moment: (N, N) second moment of the scaled inputs.
         lower: (N, N) its damped Cholesky factor.
         row_codes: (M,) uint8, see `factors.scale_values`.
@@ -82,16 +82,23 @@ def scaled(weight: Tensor, second_moment: Tensor, output_gradients: Tensor, codi
         output_gradients: (M,) mean squares of the gradient at each output.
         coding: Decides the damping, and by its residual which column scale is right.
     """
+    # Rounding single entries needs no more digits than the weights have; decompositions do.
+    dtype = torch.float32 if coding.residual == "identity" and not coding.max_rank else torch.float64
     gradients = output_gradients.double()
     row_codes = scale_codes((gradients + coding.row_damping * gradients.mean()).sqrt())
-    moment = second_moment.double()
-    power = moment.diagonal().sqrt() if coding.residual is None else damped_cholesky(moment, coding.damping).diagonal()
-    column_codes = scale_codes(power)
-    rows, columns = scale_values(row_codes).double(), scale_values(column_codes).double()
-    moment = moment / columns / columns[:, None]
-    return Scaled(
-        weight.double() * rows[:, None] * columns, moment, damped_cholesky(moment, coding.damping), row_codes, column_codes
-    )
+    moment = second_moment.to(dtype)
+    power = moment.diagonal()
+    if coding.residual is None:
+        lower, scale = None, power.sqrt()
+    else:  # damped by a share of each column's own power, or of a share of the mean where it has less
+        root = power.clamp_min(coding.damping * float(power.mean()) + 1e-30).sqrt()
+        lower = damped_cholesky((moment / root).div_(root[:, None]), coding.damping, dtype).mul_(root[:, None])
+        scale = lower.diagonal()
+    column_codes = scale_codes(scale)
+    rows, columns = scale_values(row_codes).to(dtype), scale_values(column_codes).to(dtype)
+    moment = (moment / columns).div_(columns[:, None])
+    lower = damped_cholesky(moment, coding.damping, dtype) if lower is None else lower.div_(columns[:, None])
+    return Scaled((weight.to(dtype) * rows[:, None]).mul_(columns), moment, lower, row_codes, column_codes)
 
 
 def encode_matrix(
@@ -162,27 +169,32 @@ def encode_with_residual(problem: Scaled, tiling: Tiling, step: float, coding: C
         blocks, _ = encode_factors(problem, tiling, step, few)
     else:
         blocks = {tile: empty_block(tile) for tile in tiling.tiles}
-    rest = problem.weight.clone()
+    rest = problem.weight.clone() if few.max_rank or coding.residual != "identity" else problem.weight
     for tile, block in blocks.items():
         if block.rank:
             rest[tile.rows, tile.columns] -= decode_tile(block, coding.transform, "identity").double()
     if step == float("inf"):
-        return blocks, 0.5 * float((rest @ problem.lower).square().sum())
+        return blocks, 0.5 * float((rest.float() @ problem.lower.float()).square().sum())
     unit = step
     if coding.trellis > 1:
         codes, exact = search(rest, problem.lower, tiling, step, coding.trellis)
         unit = step / 2
     elif coding.residual == "identity":
-        codes, exact = feedback_codes(rest, problem.lower, step, coding.residual_threshold)
+        codes, exact = feedback_codes(rest.float(), problem.lower, step, coding.residual_threshold)
     else:
         assert coding.residual is not None
         truncation = Truncation(coding.truncation, coding.residual_threshold, coding.keep)
         codes, exact = spectral_codes(rest, tiling, coding.residual, problem.lower, step, truncation)
+    lost = exact.sub_(codes).float()
     for tile, block in blocks.items():
-        block.residual = codes[tile.rows, tile.columns].float()
+        block.residual = codes[tile.rows, tile.columns].float().contiguous()
         block.residual_step = unit
-        beside = (exact - codes)[tile.rows, tile.columns].float().clamp(-0.499, 0.499).flatten()
+        beside = lost[tile.rows, tile.columns].clamp(-0.499, 0.499).flatten()
         block.remainders = beside if block.remainders is None else torch.cat([block.remainders, beside])
+    if coding.residual == "identity":  # a column of E L is what the column lost, times L_jj
+        norms = torch.linalg.vector_norm(lost, dim=0).double() * problem.lower.diagonal()
+        return blocks, 0.5 * unit**2 * float(norms.square().sum())
+    for tile, block in blocks.items():
         rest[tile.rows, tile.columns] -= residual_part(block, coding.residual).double()
     return blocks, 0.5 * float((rest @ problem.lower).square().sum())
 

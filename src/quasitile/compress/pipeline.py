@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, model_validator
 
-from quasitile.checkpoint import stored_bytes
+from quasitile.checkpoint import check_tensors, stored_bytes, tensor_headers
 from quasitile.codec.block import Block
 from quasitile.codec.machine import STATES
 from quasitile.codec.matrix import Coding, decode_matrix
@@ -24,7 +24,16 @@ from quasitile.compress.text import read_texts, token_windows
 from quasitile.errors import InputError
 from quasitile.folders import stage_folder, write_json
 from quasitile.progress import human_bytes, say
-from quasitile.runtime import Place, compressible_layers, convert, is_compressed, load_model, save_model, uncoded
+from quasitile.runtime import (
+    Place,
+    check_vocabulary,
+    compressible_layers,
+    convert,
+    is_compressed,
+    load_model,
+    save_model,
+    uncoded,
+)
 from quasitile.settings import Settings
 
 BITS_OF_BF16 = 16
@@ -115,9 +124,11 @@ def compress(
     settings = settings or CompressSettings()
     if is_compressed(model):
         raise InputError(f"{model} is already compressed; start from the original model")
+    if Path(model).is_dir():
+        check_tensors(model)
     dense, tokenizer = load_model(model)
     layers, tied = compressible_layers(dense)
-    check_weights(layers)
+    check_weights(model, dense, layers)
     if dense.main_input_name != "input_ids":
         raise InputError(f"{model} reads {dense.main_input_name}, no tokens; calibration needs a model that reads text")
     if dense.config.is_encoder_decoder:
@@ -128,6 +139,7 @@ def compress(
     with stage_folder(out, "compress", settings, settings.seed, model=model, text=text) as stage:
         amount = settings.calibration
         windows = token_windows(tokenizer, read_texts(text), amount.num_tokens, amount.num_windows, settings.seed)
+        check_vocabulary(model, dense, int(windows.max()) + 1)
         moments = calibrate(dense, windows, amount.batch_size, settings.seed)
         place = TILINGS[settings.tiling.name]
         jobs = [
@@ -191,17 +203,19 @@ def compress(
     return stage.summary
 
 
-def check_weights(layers: dict[str, Place]) -> None:
+def check_weights(folder: str | Path, model: Any, layers: dict[str, Place]) -> None:
     """Refuse weights that are not numbers.
 
     Raises:
-        InputError: A layer holds NaN or infinite values, or there is no layer.
+        InputError: A tensor holds NaN or infinite values, or there is no matrix.
     """
     if not layers:
-        raise InputError("the model has no weight matrix to compress; give a language model")
-    for name, layer in layers.items():
-        if not torch.isfinite(layer.weight).all():
-            raise InputError(f"{name} holds NaN or infinite values; the checkpoint is damaged")
+        raise InputError(f"{folder} has no weight matrix to compress; give a language model")
+    headers = tensor_headers(folder) if Path(folder).is_dir() else {}
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            file = f"{folder}/{headers[name]['file']}" if name in headers else str(folder)
+            raise InputError(f"{file}: {name} holds NaN or infinite values; the checkpoint is damaged, copy it again")
 
 
 def describe_matrix(job: Job, coded: Coded, settings: CompressSettings) -> dict[str, Any]:

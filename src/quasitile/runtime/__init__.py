@@ -2,7 +2,18 @@
 
 from quasitile.runtime.layers import Place, compressible_layers
 from quasitile.runtime.linear import TiledEmbedding, TiledHead, TiledLinear, TiledMatrix, held_weights, tiled_matrices
-from quasitile.runtime.load import is_compressed, load_model, load_tokenizer, load_trainable, save_model, uncoded
+from quasitile.runtime.load import (
+    check_vocabulary,
+    is_compressed,
+    is_compressed_config,
+    load_config,
+    load_model,
+    load_tokenizer,
+    load_trainable,
+    meta_model,
+    save_model,
+    uncoded,
+)
 from quasitile.runtime.plugin import QuasitileConfig, QuasitileQuantizer, convert
 from quasitile.runtime.substitute import coded_parameters
 
@@ -14,14 +25,18 @@ __all__ = [
     "TiledHead",
     "TiledLinear",
     "TiledMatrix",
+    "check_vocabulary",
     "coded_parameters",
     "compressible_layers",
     "convert",
     "held_weights",
     "is_compressed",
+    "is_compressed_config",
+    "load_config",
     "load_model",
     "load_tokenizer",
     "load_trainable",
+    "meta_model",
     "save_model",
     "tiled_matrices",
     "uncoded",
