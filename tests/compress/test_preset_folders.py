@@ -4,8 +4,7 @@ import json
 
 import pytest
 import torch
-from tests.conftest import TOLERANCE
-from tests.test_cli import quasitile, refused  # noqa: F401
+from tests.conftest import TOLERANCE, refused
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
@@ -103,7 +102,7 @@ def test_a_size_that_a_baseline_cannot_meet_is_refused(model_folder, text_file, 
     assert not list(tmp_path.iterdir())
 
 
-def test_a_preset_by_name_on_the_command_line(quasitile, model_folder, text_file, tmp_path):  # noqa: F811
+def test_a_preset_by_name_on_the_command_line(quasitile, model_folder, text_file, tmp_path):
     words = ("--text", text_file, "--size", "50%", "--set", SMALL[0], "--set", SMALL[1])
     status, _ = quasitile("compress", model_folder, tmp_path / "coded", "--recipe", "svd-llm", *words)
     assert status == 0
