@@ -53,7 +53,7 @@ results: $(VENV)/.installed-dev $(RESULTS)/gpt2/training.json
 	  $(BIN)/python benchmarks/peers.py $$model $(SCORED) --environments $(RESULTS)/peers --out $(RESULTS)/peers.jsonl && \
 	  $(BIN)/python benchmarks/quality.py $$model $(SCORED) $(SIZES) --out $(RESULTS)/quality.jsonl || exit 1; \
 	done
-	$(BIN)/python benchmarks/tilings.py $(SCORED) --out $(RESULTS)/tilings.jsonl
+	$(BIN)/python benchmarks/quality.py $(SCORED) --bits 4 2 --only 'factors*' 'residual*' --out $(RESULTS)/tilings.jsonl
 
 clean:
 	rm -rf $(VENV) $(RUN) build dist

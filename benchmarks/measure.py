@@ -1,4 +1,4 @@
-"""What `peers.py` and `tilings.py` share: a model under test, and a file of results that a stopped run continues.
+"""What the benchmarks of quality share: a model under test, and a file of results that a stopped run continues.
 
 Everything of ours goes through the public `compress` and `load_model`: what is measured is the folder that a user gets.
 Damage is the rise of the loss on `--general` over the original, in nats a token. A seed draws other
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import statistics
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -18,14 +20,14 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from codec import interval  # the benchmark beside this one
 from quasitile import CompressSettings, compress, load_model
+from quasitile.baselines import BaselineSettings, baseline
 from quasitile.compress.text import read_texts, token_windows
 from quasitile.errors import InputError
 from quasitile.evaluate import text_loss
 from quasitile.folders import write_jsonl
 from quasitile.progress import set_quiet
-from quasitile.recipe import resolve
+from quasitile.recipe import presets, resolve
 from quasitile.runtime import compressible_layers
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
@@ -34,7 +36,7 @@ LONGEST_TEXT = 10_000  # characters of a text, so that no book outweighs the oth
 
 
 def common_arguments(description: str | None) -> argparse.ArgumentParser:
-    """The arguments that both take."""
+    """The arguments that every benchmark of quality takes."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", default="embedded:base")
     parser.add_argument("--text", required=True, help="calibration text")
@@ -46,19 +48,21 @@ def common_arguments(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--windows", type=int, default=48, help=f"of {WINDOW_TOKENS} calibration tokens")
     parser.add_argument("--tokens", type=int, default=20000, help="of the general text that is scored")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=Path("measurements.jsonl"), help="what it holds is not measured again")
+    parser.add_argument("--out", type=Path, default=Path("quality.jsonl"), help="what it holds is not measured again")
     return parser
 
 
 def recipe_of(name: str) -> dict[str, Any]:
-    """The `compress` section of `recipes/NAME.yaml`.
+    """The `compress` section of `recipes/NAME.yaml` or of a preset; of a baseline, its settings under `baseline`.
 
     Raises:
         InputError: There is no such recipe.
     """
-    if not (RECIPES / f"{name}.yaml").exists():
-        raise InputError(f"{name} is neither a recipe of {RECIPES} nor a variation of the benchmark")
-    return yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8")).get("compress", {})
+    path = RECIPES / f"{name}.yaml" if (RECIPES / f"{name}.yaml").exists() else presets().get(name)
+    if path is None:
+        raise InputError(f"{name} is neither a recipe of {RECIPES}, nor a preset, nor a variation of the benchmark")
+    recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return {"baseline": recipe["baseline"]} if "baseline" in recipe else recipe.get("compress", {})
 
 
 class Bench:
@@ -101,7 +105,14 @@ class Bench:
     def ours(self, changes: dict[str, Any], num_bytes: int, seed: int) -> dict[str, Any]:
         """Compress to at most so many bytes, load what was written, and score it."""
         calibration = {"num_windows": self.args.windows, "num_tokens": WINDOW_TOKENS}
-        amount = {"size": f"{num_bytes / 1000:.3f}KB", "seed": seed, "workers": self.args.workers}
+        amount = {"size": f"{num_bytes / 1000:.3f}KB", "seed": seed}
+        if "baseline" in changes:
+            own = BaselineSettings.model_validate({**changes["baseline"], **amount, "calibration": calibration})
+            with tempfile.TemporaryDirectory() as folder:
+                summary = baseline(self.location, Path(folder) / "model", text=self.text, settings=own)
+                damage = self.loss(load_model(Path(folder) / "model")[0]) - self.reference
+            return {"stored_bytes": summary["counted_bytes"], "damage_nats": damage}
+        amount["workers"] = self.args.workers
         settings = CompressSettings.model_validate({**changes, **amount, "calibration": calibration})
         with tempfile.TemporaryDirectory() as folder:
             summary = compress(self.location, Path(folder) / "model", text=self.text, settings=settings)
@@ -134,6 +145,15 @@ class Results:
             with self.path.open("a", encoding="utf-8") as out:
                 out.write(json.dumps(known[0]) + "\n")
         return known[0]
+
+
+def interval(values: list[float]) -> str:
+    """Mean and half the width of the 95 % interval (Student's t) over seeds."""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return f"{mean:.4f}"
+    quantile = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}.get(len(values), 2.57)
+    return f"{mean:.4f} ± {quantile * statistics.stdev(values) / math.sqrt(len(values)):.4f}"
 
 
 def damage_table(lines: Iterable[dict[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:

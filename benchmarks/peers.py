@@ -21,11 +21,10 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-from measure import Bench, Results, common_arguments, markdown, recipe_of
+from measure import Bench, Results, common_arguments, interval, markdown, recipe_of  # beside this file
 from rich.console import Console
 from safetensors.torch import load_file
 
-from codec import interval  # beside this file
 from quasitile.folders import read_json
 
 TORCH = "torch==2.13.0"  # first and alone, and a constraint on all else: a bare requirement would pull in a GPU build

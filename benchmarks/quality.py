@@ -2,9 +2,10 @@
 
     python benchmarks/quality.py [MODEL] --text TRAIN.jsonl --general TEST.jsonl [--bits 4 3 2] [--only best paper]
 
-`--only` takes names of `recipes/`, of presets (docs/presets.md) and of the variations below. `--bits` are stored bits an
-original weight, everything in the files counted. `--gptq` adds our own GPTQ at these fixed rates (groups of 64, every matrix,
-the embedding too) and `best` at the bytes it takes. Writes a JSON line a measurement to `--out` and repeats none that is there.
+`--only` takes names of `recipes/`, of presets (docs/presets.md; `presets` stands for all of them) and of the variations
+below. `--bits` are stored bits an original weight, everything in the files counted. `--gptq` adds our own GPTQ at these
+fixed rates (groups of 64, every matrix, the embedding too) and `best` at the bytes it takes. Writes a JSON line a measurement
+to `--out` and repeats none that is there.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from quasitile.codec.spectrum import TRANSFORMS
 from quasitile.codec.tiling import TILINGS
 from quasitile.compress.calibrate import calibrate
 from quasitile.errors import InputError
+from quasitile.recipe import presets
 
 
 def factors(tiling: str, transform: str = "dct") -> dict[str, Any]:
@@ -41,9 +43,9 @@ VARIATIONS: dict[str, dict[str, Any]] = {
 
 
 def chosen(names: list[str]) -> dict[str, dict[str, Any]]:
-    """Settings by name: of recipes, of variations, or of all variations that a pattern fits."""
+    """Settings by name: of recipes, of presets, or of all variations that a pattern fits."""
     found: dict[str, dict[str, Any]] = {}
-    for name in names:
+    for name in [each for wanted in names for each in (presets() if wanted == "presets" else [wanted])]:
         matching = [variation for variation in VARIATIONS if fnmatchcase(variation, name)]
         found |= {variation: VARIATIONS[variation] for variation in matching} or {name: recipe_of(name)}
     return found
