@@ -1,6 +1,7 @@
-"""What all tests share: a tiny random model and its tokenizer, built offline, and tolerances."""
+"""What all tests share: a tiny random model and its tokenizer, built offline, tolerances, and the command line."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from quasitile import cli
 from quasitile.progress import set_quiet
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -139,3 +141,29 @@ def data_folder() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("QUASITILE_DATA is not set to the development data")
     return Path(folder)
+
+
+@pytest.fixture
+def quasitile(monkeypatch, capsys):
+    """Run a command in this process: its exit status and what it said on standard error."""
+    handler = signal.getsignal(signal.SIGINT)
+
+    def call(*words):
+        monkeypatch.setattr("sys.argv", ["quasitile", *map(str, words)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("quasitile:")]
+        return stop.value.code, lines
+
+    yield call
+    signal.signal(signal.SIGINT, handler)
+    set_quiet(True)
+
+
+def refused(result, *parts):
+    """One line, exit status 2, and these words in it."""
+    status, lines = result
+    assert status == 2
+    assert len(lines) == 1
+    for part in parts:
+        assert part in lines[0]

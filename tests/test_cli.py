@@ -6,35 +6,9 @@ import signal
 import subprocess
 
 import pytest
+from tests.conftest import refused
 
-from quasitile import cli
 from quasitile.checkpoint import shards
-from quasitile.progress import set_quiet
-
-
-@pytest.fixture
-def quasitile(monkeypatch, capsys):
-    """Run a command in this process: its exit status and what it said on standard error."""
-    handler = signal.getsignal(signal.SIGINT)
-
-    def call(*words):
-        monkeypatch.setattr("sys.argv", ["quasitile", *map(str, words)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("quasitile:")]
-        return stop.value.code, lines
-
-    yield call
-    signal.signal(signal.SIGINT, handler)
-    set_quiet(True)
-
-
-def refused(result, *parts):
-    status, lines = result
-    assert status == 2
-    assert len(lines) == 1
-    for part in parts:
-        assert part in lines[0]
 
 
 def test_a_missing_model_folder(quasitile, text_file, tmp_path):

@@ -53,22 +53,19 @@ def run(
 
 @app.command()
 def inspect(
-    model: str,
+    model: Annotated[str, typer.Argument(help="A model folder, a config.json, or a hub name.")],
     out: Annotated[Path | None, typer.Option("--out", help="Also write plan.json into this folder.")] = None,
     picture: Annotated[Path | None, typer.Option("--picture", help="Also draw a tiling: an SVG file.")] = None,
     matrix: Annotated[str | None, typer.Option("--matrix", help="Whose tiling is drawn; else the largest's.")] = None,
+    measure: Annotated[bool, typer.Option("--measure", help="Time one matrix here, for the predicted time.")] = False,
     changes: Set = None,
 ) -> None:
-    """Sizes, matrices and what a budget would buy; reads headers only."""
-    plan = quasitile.inspect(model, out, settings_of(quasitile.InspectSettings, changes), picture=picture, matrix=matrix)
-    rows = [
-        (row["size"], human_bytes(row["stored_bytes"]), f"{row['bits_per_weight']:.2f}", f"{row['mean_rank']:.1f}")
-        for row in plan["sizes"]
-    ]
-    title = (
-        f"{plan['num_parameters']:,} parameters, {plan['num_matrices']} matrices, {human_bytes(plan['original_bytes'])} in bf16"
-    )
-    screen.print(table(title, ("size", "stored", "bits a weight", "about mean rank"), rows))
+    """Sizes, matrices, what a budget would buy, and the time it would take; a config.json is enough, weights are not read."""
+    settings = settings_of(quasitile.InspectSettings, changes)
+    plan = quasitile.inspect(model, out, settings, picture=picture, matrix=matrix, measured=measure)
+    from quasitile.report.plan import print_plan
+
+    print_plan(screen, plan)
 
 
 @app.command()

@@ -21,7 +21,7 @@ from quasitile.folders import read_json, write_json
 INDEX = "model.safetensors.index.json"
 REMAINDERS = "remainders.safetensors"
 SHARD_BYTES = 5_000_000_000
-DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+WEIGHT_DTYPES = ("F64", "F32", "F16", "BF16")
 
 
 def write_shards(tensors: dict[str, Tensor], folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
@@ -134,13 +134,36 @@ def stored_bytes(folder: str | Path) -> int:
     return sum(file.stat().st_size for file in weight_files(folder))
 
 
+def check_tensors(folder: str | Path) -> None:
+    """Look at the headers of an original model: whether every tensor is there, whole, and of a dtype that can be compressed.
+
+    Raises:
+        InputError: A file is missing or cut off, the index names a tensor that its file does not
+            hold, or weights are stored as whole, 8-bit or complex numbers.
+    """
+    folder, tensors = Path(folder), tensor_headers(folder)
+    if not (folder / "model.safetensors").is_file():
+        for name, file in read_json(folder / INDEX).get("weight_map", {}).items():
+            if name not in tensors or tensors[name]["file"] != file:
+                where = f"{folder / file} does not hold {name}, which {INDEX} places there"
+                raise InputError(f"{where}; copy the whole folder again")
+    for name, entry in tensors.items():
+        dtype = entry["dtype"]
+        odd = dtype.startswith(("F8", "F4", "F6", "C"))
+        if odd or (dtype not in WEIGHT_DTYPES and name.endswith("weight") and len(entry["shape"]) > 1):
+            raise InputError(
+                f"{folder / entry['file']} stores {name} as {dtype}, which cannot be compressed; "
+                "make a copy of the model in bfloat16 first"
+            )
+
+
 def tensor_headers(folder: str | Path) -> dict[str, dict[str, Any]]:
     """Name -> `{"dtype", "shape", "num_bytes", "file"}` of every tensor, from the files' headers alone.
 
     Raises:
         InputError: A file is shorter than its header says, or its header is not readable.
     """
-    tensors = {}
+    tensors: dict[str, dict[str, Any]] = {}
     for file in weight_files(folder):
         size = file.stat().st_size
         with file.open("rb") as data:

@@ -35,22 +35,24 @@ def scale_values(codes: Tensor) -> Tensor:
     return torch.exp2((codes.float() - SCALE_CENTRE) / SCALE_OCTAVE)
 
 
-def damped_cholesky(second_moment: Tensor, damping: float = 0.01) -> Tensor:
+def damped_cholesky(second_moment: Tensor, damping: float = 0.01, dtype: torch.dtype = torch.float64) -> Tensor:
     """Lower L with `L L^T = H + damping * mean(diag H) I`; H may be singular.
 
     Args:
-        second_moment: (N, N) symmetric positive semi-definite, any float type; computed in float64.
+        second_moment: (N, N) symmetric positive semi-definite, any float type.
         damping: A share of the mean diagonal.
+        dtype: Of the arithmetic, except where it finds no factor: then that is computed in float64.
     """
-    moment = second_moment.double()
+    moment = second_moment.to(dtype, copy=True)
     mean = moment.diagonal().mean().clamp_min(1e-30)
-    eye = torch.eye(len(moment), dtype=torch.float64)
-    lower, info = torch.linalg.cholesky_ex(moment + damping * mean * eye)
+    moment.diagonal().add_(damping * mean)
+    lower, info = torch.linalg.cholesky_ex(moment)
     if int(info) == 0:
         return lower
-    values, vectors = torch.linalg.eigh(moment)  # rounding made it indefinite
-    root = vectors * (values.clamp_min(0) + damping * mean).sqrt()
-    return torch.linalg.qr(root.T).R.T * torch.linalg.qr(root.T).R.diagonal().sign()
+    values, vectors = torch.linalg.eigh(second_moment.double())  # rounding made it indefinite
+    root = vectors * (values.clamp_min(0) + damping * mean.double()).sqrt()
+    upper = torch.linalg.qr(root.T).R
+    return (upper.T * upper.diagonal().sign()).to(dtype)
 
 
 def whitened_svd(matrix: Tensor, whitener: Tensor) -> tuple[Tensor, Tensor, Tensor]:

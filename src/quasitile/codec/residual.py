@@ -15,41 +15,49 @@ from quasitile.codec.spectrum import PLAIN, Truncation, basis, num_kept, round_w
 
 
 def feedback_codes(
-    target: Tensor, lower: Tensor, step: float, threshold: float = 0.5, width: int = 64, kept: Tensor | None = None
+    target: Tensor, lower: Tensor, step: float, threshold: float = 0.5, width: int = 32, kept: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Round columns from last to first, each corrected for what later ones lost (Cholesky feedback).
 
     The error `E` obeys `(E L)_j = (t_j - w_j) L_jj` with `t_j` the corrected column, so each entry of
-    `E L` is a rounding error of its own: what GPTQ does, in the form that shows the step.
+    `E L` is a rounding error of its own: what GPTQ does, in the form that shows the step. The second
+    half of the columns is rounded, its errors are handed to the first half in one product, and so on
+    inside both, so that nearly all work is in large products.
 
     Args:
-        target: (M, N) in float64 or float32.
+        target: (M, N); its dtype is that of the arithmetic. In float32 no error grows: each column is
+            rounded from what the columns before it really lost.
         lower: (N, N) lower triangular with `H = L L^T`.
         step: Of every column.
         threshold: Dead zone in steps.
-        width: Columns that are corrected together; changes the speed only.
+        width: Columns that are corrected one by one; changes the speed only.
         kept: (M, N) which entries there are; all others are 0.
 
     Returns:
         Codes (M, N), and the values in steps (M, N) that they were rounded from.
     """
-    num_columns = target.shape[1]
-    errors, codes, exact = torch.zeros_like(target), torch.zeros_like(target), torch.zeros_like(target)
-    diagonal = lower.diagonal()
-    for stop in range(num_columns, 0, -width):
-        start = max(0, stop - width)
-        moved = target[:, start:stop] + errors[:, stop:] @ (lower[stop:, start:stop] / diagonal[start:stop])
-        inner = lower[start:stop, start:stop] / diagonal[start:stop]
-        lost = torch.zeros_like(moved)
-        for j in range(stop - start - 1, -1, -1):
-            wanted = (moved[:, j] + lost[:, j + 1 :] @ inner[j + 1 :, j]) / step
+    lower = lower.to(target.dtype)
+    ratio = lower / lower.diagonal()
+    exact = (target / step).T.contiguous()  # (N, M): a column of the matrix in one piece, and everything in steps
+    errors, codes = exact.clone(), torch.empty_like(exact)
+
+    def descend(start: int, stop: int) -> None:
+        if stop - start > width:
+            middle = (start + stop) // 2
+            descend(middle, stop)
+            exact[start:middle].addmm_(ratio[middle:stop, start:middle].T, errors[middle:stop])
+            descend(start, middle)
+            return
+        for j in range(stop - 1, start - 1, -1):
+            if j + 1 < stop:
+                exact[j].addmv_(errors[j + 1 : stop].T, ratio[j + 1 : stop, j])
             if kept is not None:
-                wanted = torch.where(kept[:, start + j], wanted, 0.0)
-            rounded = round_with_dead_zone(wanted, threshold)
-            exact[:, start + j], codes[:, start + j] = wanted, rounded
-            lost[:, j] = target[:, start + j] - rounded * step
-        errors[:, start:stop] = lost
-    return codes, exact
+                exact[j] *= kept[:, j]
+            codes[j] = round_with_dead_zone(exact[j], threshold)
+            errors[j] -= codes[j]
+
+    descend(0, len(exact))
+    return codes.T, exact.T
 
 
 def kept_entries(rest: Tensor, part: str, share: float) -> Tensor | None:

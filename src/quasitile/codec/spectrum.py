@@ -127,7 +127,8 @@ def round_with_dead_zone(values: Tensor, threshold: float) -> Tensor:
         values: Spectral coefficients in units of the step.
         threshold: In steps; 0.5 is ordinary rounding, more truncates more.
     """
-    return torch.where(values.abs() < threshold, torch.zeros_like(values), values.round())
+    rounded = values.round()
+    return rounded if threshold <= 0.5 else torch.where(values.abs() < threshold, 0.0, rounded)
 
 
 def above_threshold(values: Tensor, amount: float, num_axes: int = 1) -> Tensor:

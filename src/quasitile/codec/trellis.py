@@ -37,7 +37,7 @@ def search(
     """The path of least damage and bits for every row.
 
     Args:
-        target: (M, N).
+        target: (M, N); its dtype is that of the products.
         lower: (N, N) lower triangular with `H = L L^T`, for feedback between columns; nothing for none.
         tiling: At whose tiles' last columns rows start in state 0.
         step: Of both quantisers; points are half of it apart.
@@ -49,7 +49,7 @@ def search(
     """
     num_rows, num_columns = target.shape
     statistics = fit(np.asarray((target / step).round().to(torch.int64)))
-    half = target.double() / (step / 2)
+    half = target / (step / 2)
     single = half.float().numpy()
     ends = np.zeros((num_rows, num_columns), np.bool_)
     for tile in tiling.tiles:
@@ -64,7 +64,7 @@ def search(
     )
     undecided.costs[:, 0] = 0
     points, lost = torch.zeros(num_rows, num_columns, dtype=torch.int32), torch.zeros_like(half)
-    relative = None if lower is None else lower / lower.diagonal()
+    relative = None if lower is None else (lower / lower.diagonal()).to(half.dtype)
     weights = np.ones(num_columns, np.float32) if lower is None else lower.diagonal().square().float().numpy()
     carried = 0
     for stop in range(num_columns, 0, -WIDTH):
@@ -97,8 +97,7 @@ def search(
         points[:, start + keep : known] = torch.from_numpy(decided[:, keep:])
         lost[:, start + keep : known] = torch.from_numpy(missed[:, keep:])
         carried = keep
-    asked = half if relative is None else half - lost + lost @ relative
-    return points, points + (asked - (half - lost))
+    return points, points + (lost if relative is None else lost @ relative)
 
 
 class _Open(NamedTuple):

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, model_validator
 
-from quasitile.checkpoint import stored_bytes
+from quasitile.checkpoint import check_tensors, stored_bytes, tensor_headers
 from quasitile.codec.block import Block
 from quasitile.codec.factors import code_bits
 from quasitile.codec.machine import STATES
@@ -31,6 +31,7 @@ from quasitile.folders import stage_folder, write_json
 from quasitile.progress import human_bytes, say
 from quasitile.runtime import (
     Place,
+    check_vocabulary,
     compressible_layers,
     convert,
     is_compressed,
@@ -160,6 +161,7 @@ def compress(
     with stage_folder(out, "compress", settings, settings.seed, model=model, text=text) as stage:
         amount = settings.calibration
         windows = token_windows(tokenizer, read_texts(text), amount.num_tokens, amount.num_windows, settings.seed)
+        check_vocabulary(model, dense, int(windows.max()) + 1)
         moments = calibrate(dense, windows, amount.batch_size, settings.seed)
         rest = uncoded(dense, set(layers))
         beside = bytes_beside(dense, layers)
@@ -219,10 +221,12 @@ def open_original(model: str | Path, skip: tuple[str, ...] = ()) -> tuple[Any, A
     """
     if is_compressed(model):
         raise InputError(f"{model} is already compressed; start from the original model")
+    if Path(model).is_dir():
+        check_tensors(model)
     dense, tokenizer = load_model(model)
     layers, tied = without_skipped(*compressible_layers(dense), skip)
     dense.storage_dtypes |= storage_dtypes(uncoded(dense, set(layers)), dense.storage_dtypes[""])
-    check_weights(layers)
+    check_weights(model, dense, layers)
     if dense.main_input_name != "input_ids":
         raise InputError(f"{model} reads {dense.main_input_name}, no tokens; calibration needs a model that reads text")
     if dense.config.is_encoder_decoder:
@@ -292,17 +296,19 @@ def coding_for(settings: CompressSettings, share: float) -> Coding:
     return with_share(coding, share, settings.factor_numbers)
 
 
-def check_weights(layers: dict[str, Place]) -> None:
+def check_weights(folder: str | Path, model: Any, layers: dict[str, Place]) -> None:
     """Refuse weights that are not numbers.
 
     Raises:
-        InputError: A layer holds NaN or infinite values, or there is no layer.
+        InputError: A tensor holds NaN or infinite values, or there is no matrix.
     """
     if not layers:
-        raise InputError("the model has no weight matrix to compress; give a language model")
-    for name, layer in layers.items():
-        if not torch.isfinite(layer.weight).all():
-            raise InputError(f"{name} holds NaN or infinite values; the checkpoint is damaged")
+        raise InputError(f"{folder} has no weight matrix to compress; give a language model")
+    headers = tensor_headers(folder) if Path(folder).is_dir() else {}
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            file = f"{folder}/{headers[name]['file']}" if name in headers else str(folder)
+            raise InputError(f"{file}: {name} holds NaN or infinite values; the checkpoint is damaged, copy it again")
 
 
 def describe_matrix(job: Job, coded: Coded, settings: CompressSettings) -> dict[str, Any]:

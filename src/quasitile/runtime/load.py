@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
-from quasitile.checkpoint.shards import read_remainders, weight_files, write_remainders, write_shards
+from quasitile.checkpoint.shards import read_remainders, tensor_headers, weight_files, write_remainders, write_shards
 from quasitile.errors import InputError
 from quasitile.runtime.layers import compressible_layers
 from quasitile.runtime.linear import TiledHead, TiledMatrix, tiled_matrices
@@ -46,7 +47,7 @@ def load_model(model: str | Path, dtype: torch.dtype = torch.float32) -> tuple[A
     """
     check_local(model)
     try:
-        config = AutoConfig.from_pretrained(str(model))
+        config = load_config(model)
         loaded, report = model_class(config).from_pretrained(str(model), dtype=dtype, output_loading_info=True)
     except InputError:
         raise
@@ -58,7 +59,63 @@ def load_model(model: str | Path, dtype: torch.dtype = torch.float32) -> tuple[A
             f"{model} lacks {len(missing)} tensors ({missing[0]}, ...); the model would be partly random, copy it again"
         )
     loaded.storage_dtypes = storage_dtypes(uncoded(loaded), getattr(config, "dtype", None) or torch.bfloat16)
-    return loaded.eval(), load_tokenizer(model)
+    tokenizer = load_tokenizer(model)
+    check_vocabulary(model, loaded, tokenizer.vocab_size)
+    return loaded.eval(), tokenizer
+
+
+def check_vocabulary(model: str | Path, loaded: Any, num_tokens: int) -> None:
+    """Refuse a tokenizer that gives tokens which the embedding does not have.
+
+    Args:
+        model: Its folder or hub name, for the message.
+        loaded: The model.
+        num_tokens: One more than the largest token.
+
+    Raises:
+        InputError: The embedding has fewer rows.
+    """
+    table = loaded.get_input_embeddings() if hasattr(loaded, "get_input_embeddings") else None
+    rows = getattr(table, "num_embeddings", num_tokens)
+    if num_tokens > rows:
+        raise InputError(
+            f"{model}: the tokenizer gives {num_tokens} tokens and the embedding has {rows} rows; "
+            "they are not of the same model, copy the tokenizer that belongs to it"
+        )
+
+
+def load_config(model: str | Path) -> Any:
+    """The configuration of a model folder, of a `config.json`, or of a hub name.
+
+    Raises:
+        InputError: There is none that Transformers knows.
+    """
+    path = Path(model)
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise InputError(f"{path} has no config.json; give a model folder in the Hugging Face layout")
+    if not path.exists() and looks_local(model):
+        raise InputError(f"{path} does not exist; give a model folder, a config.json or a hub name")
+    try:
+        return AutoConfig.from_pretrained(str(model))
+    except (StrictDataclassError, TypeError, AttributeError, ArithmeticError) as error:
+        raise InputError(f"{model} has a configuration that contradicts itself: {error}; mend config.json") from error
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{model} has no configuration that Transformers can load: {_first_line(error)}") from error
+
+
+def meta_model(config: Any) -> Any:
+    """The model of a configuration, on the meta device: shapes and no weights, whatever its size.
+
+    Raises:
+        InputError: The configuration contradicts itself.
+    """
+    chosen = model_class(config)
+    build = getattr(chosen, "from_config", None) or chosen._from_config
+    try:
+        with torch.device("meta"):
+            return build(config).eval()
+    except (ValueError, KeyError, TypeError, RuntimeError, AttributeError, ArithmeticError) as error:
+        raise InputError(f"no model can be built from this configuration: {_first_line(error)}; mend config.json") from error
 
 
 def model_class(config: Any) -> Any:
@@ -116,19 +173,27 @@ def check_local(model: str | Path) -> None:
         InputError: It looks like a path, but is no folder with weights and a configuration.
     """
     path = Path(model)
-    if path.exists() or path.is_absolute() or str(model).startswith((".", "~")) or str(model).count("/") > 1:
+    if path.exists() or looks_local(model):
         weight_files(path)
         if not (path / "config.json").is_file():
             raise InputError(f"{path} has no config.json; give a model folder in the Hugging Face layout")
+        tensor_headers(path)
+
+
+def looks_local(model: str | Path) -> bool:
+    """Whether a name can only be a path."""
+    return Path(model).is_absolute() or str(model).startswith((".", "~")) or str(model).count("/") > 1
 
 
 def is_compressed(model: str | Path) -> bool:
     """Whether a folder or hub name holds a model that quasitile wrote."""
     check_local(model)
-    try:
-        config = AutoConfig.from_pretrained(str(model))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{model} has no configuration that Transformers can load: {_first_line(error)}") from error
+    config = load_config(model)
+    return is_compressed_config(config)
+
+
+def is_compressed_config(config: Any) -> bool:
+    """Whether a configuration is that of a model that quasitile wrote."""
     entry = getattr(config, "quantization_config", None)
     return (entry.get("quant_method") if isinstance(entry, dict) else getattr(entry, "quant_method", None)) == METHOD
 
