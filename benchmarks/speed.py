@@ -5,8 +5,8 @@
 Weights are normal, inputs correlated: their second moment has eigenvalues 1/k in a random-looking basis
 and channels of uneven size; it is given to both sides, as is the mean square of the output gradients.
 
-- **best**: scale, trellis of 8 states with Cholesky feedback, entropy coding, bytes (`encode_matrix` and `pack`), once, at a
-  step whose bytes are close below `--bits` a weight; finding that step is not timed (`compress` codes
+- **best**: scale, trellis of 8 states with Cholesky feedback, entropy coding, bytes (`encode_matrix` and `pack`), once, at
+  a step whose bytes are close below `--bits` a weight; finding that step is not timed (`compress` codes
   a matrix about three times while it looks for the step of the whole model).
 - **plain**: the same without the trellis, which `compress --set trellis=1` does.
 - **paper**: rank blocks on a Penrose tiling, DCT, likewise.

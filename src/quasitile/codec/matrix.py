@@ -28,7 +28,8 @@ class Coding:
         max_rank: A limit for every tile's rank; with a residual, nothing means 0.
         price: See `factors.kept_rank`.
         feedback: Let column bands make up for what later ones lost (factors alone).
-        damping: Share of the second moment's mean diagonal added to it; with a residual, of each diagonal entry.
+        damping: Share of the mean second moment added to its diagonal; with a residual of `identity` alone, of each
+            diagonal entry.
         residual: Transform of the residual's tiles, or nothing for no residual. `identity` is coded
             with feedback between single columns, others with feedback between column bands.
         residual_threshold: Dead zone of the residual, in steps; without a trellis.
@@ -82,6 +83,12 @@ class Coding:
         return self.num_states if plain else 1
 
     @property
+    def entries_only(self) -> bool:
+        """Whether every entry is rounded once and nothing is decomposed: the default."""
+        plain = self.residual == "identity" and self.residual_part == "all" and not self.alternations
+        return plain and not self.has_factors
+
+    @property
     def has_factors(self) -> bool:
         """Whether there are factors beside a residual."""
         return self.ranks == "share" or bool(self.max_rank)
@@ -107,7 +114,7 @@ class Scaled:
     """A matrix in the domain where one step costs the same everywhere.
 
     Attributes:
-        weight: (M, N), float32 where single entries are all that is rounded, else float64; so are the others.
+        weight: (M, N), float32 where entries are all that is rounded, else float64; so are the others.
         moment: (N, N) second moment of the scaled inputs.
         lower: (N, N) its damped Cholesky factor.
         row_codes: (M,) uint8, see `factors.scale_values`.
@@ -131,21 +138,21 @@ def scaled(weight: Tensor, second_moment: Tensor, output_gradients: Tensor, codi
         coding: Decides the damping, and by its residual which column scale is right.
     """
     # Rounding single entries needs no more digits than the weights have; decompositions do.
-    dtype = torch.float32 if coding.residual == "identity" and not coding.has_factors else torch.float64
+    dtype = torch.float32 if coding.entries_only else torch.float64
     moment = INPUTS[coding.inputs](second_moment.to(dtype))
-    gradients = PRICES[coding.prices](output_gradients.double(), weight.double(), moment.double())
+    gradients = PRICES[coding.prices](output_gradients.double(), weight.to(dtype), moment).double()
     row_codes = scale_codes((gradients + coding.row_damping * gradients.mean()).sqrt())
-    power = moment.diagonal()
-    if coding.residual is None:
-        lower, scale = None, power.sqrt()
-    else:  # damped by a share of each column's own power, or of a share of the mean where it has less
+    lower, power = None, moment.diagonal()
+    if coding.entries_only:  # damped by a share of each column's own power, or of a share of the mean where it has less
         root = power.clamp_min(coding.damping * float(power.mean()) + 1e-30).sqrt()
         lower = damped_cholesky((moment / root).div_(root[:, None]), coding.damping, dtype).mul_(root[:, None])
         scale = lower.diagonal()
+    else:
+        scale = power.sqrt() if coding.residual is None else damped_cholesky(moment, coding.damping).diagonal()
     column_codes = scale_codes(scale)
     rows, columns = scale_values(row_codes).to(dtype), scale_values(column_codes).to(dtype)
     moment = (moment / columns).div_(columns[:, None])
-    lower = damped_cholesky(moment, coding.damping, dtype) if lower is None else lower.div_(columns[:, None])
+    lower = damped_cholesky(moment, coding.damping) if lower is None else lower.div_(columns[:, None])
     return Scaled((weight.to(dtype) * rows[:, None]).mul_(columns), moment, lower, row_codes, column_codes)
 
 
@@ -206,8 +213,7 @@ def encode_factors(problem: Scaled, tiling: Tiling, step: float, coding: Coding)
         errors = torch.zeros(band[0].shape[0], num_columns, dtype=torch.float64)
         for tile in reversed(band):
             columns = tile.columns
-            as_known = coding.feedback or tile.shape[1] == num_columns
-            inner = lower[columns, columns] if as_known else damped_cholesky(moment[columns, columns], coding.damping)
+            inner = lower[columns, columns] if coding.feedback else damped_cholesky(moment[columns, columns], coding.damping)
             target = original = problem.weight[tile.rows, columns]
             if coding.feedback and tile.column_stop < num_columns:
                 later = errors[:, tile.column_stop :] @ lower[tile.column_stop :, columns]
@@ -231,21 +237,22 @@ def encode_with_residual(problem: Scaled, tiling: Tiling, step: float, coding: C
         blocks, codes, exact = encode_in_turn(problem, tiling, step, coding)
     else:
         blocks = factors_of(problem, tiling, step, coding)
-        codes, exact = residual_codes(weight - decoded(blocks, weight, coding), problem.lower, tiling, step, coding)
+        rest = weight - decoded(blocks, weight, coding) if coding.has_factors else weight
+        codes, exact = residual_codes(rest, problem.lower, tiling, step, coding)
     unit = step if coding.trellis == 1 else step / 2
     lost = exact.sub_(codes).float()
+    rest = None if coding.entries_only else weight - decoded(blocks, weight, coding)
     for tile, block in blocks.items():
         block.residual = codes[tile.rows, tile.columns].float().contiguous()
         block.residual_step = unit
         beside = lost[tile.rows, tile.columns].clamp(-0.499, 0.499).flatten()
         block.remainders = beside if block.remainders is None else torch.cat([block.remainders, beside])
-    if coding.residual == "identity" and coding.residual_part == "all" and not coding.alternations:
-        norms = torch.linalg.vector_norm(lost, dim=0).double() * problem.lower.diagonal()
-        return blocks, 0.5 * unit**2 * float(norms.square().sum())  # a column of E L is what it lost, times L_jj
-    rest = weight - decoded(blocks, weight, coding)
-    for tile, block in blocks.items():
-        rest[tile.rows, tile.columns] -= residual_part(block, coding.residual or "identity").to(rest.dtype)
-    return blocks, 0.5 * float((rest @ problem.lower).square().sum())
+        if rest is not None:
+            rest[tile.rows, tile.columns] -= residual_part(block, coding.residual or "identity").double()
+    if rest is not None:
+        return blocks, 0.5 * float((rest @ problem.lower).square().sum())
+    norms = torch.linalg.vector_norm(lost, dim=0).double() * problem.lower.diagonal()  # a column of E L, see `feedback_codes`
+    return blocks, 0.5 * unit**2 * float(norms.square().sum())
 
 
 def factors_of(problem: Scaled, tiling: Tiling, step: float, coding: Coding) -> dict[Tile, Block]:

@@ -40,7 +40,6 @@ def feedback_codes(
     ratio = lower / lower.diagonal()
     exact = (target / step).T.contiguous()  # (N, M): a column of the matrix in one piece, and everything in steps
     errors, codes = exact.clone(), torch.empty_like(exact)
-    missing = None if kept is None else ~kept.T
 
     def descend(start: int, stop: int) -> None:
         if stop - start > width:
@@ -52,8 +51,8 @@ def feedback_codes(
         for j in range(stop - 1, start - 1, -1):
             if j + 1 < stop:
                 exact[j].addmv_(errors[j + 1 : stop].T, ratio[j + 1 : stop, j])
-            if missing is not None:
-                exact[j].masked_fill_(missing[j], 0.0)
+            if kept is not None:
+                exact[j] *= kept[:, j]
             codes[j] = round_with_dead_zone(exact[j], threshold)
             errors[j] -= codes[j]
 

@@ -97,12 +97,7 @@ def load_config(model: str | Path) -> Any:
         raise InputError(f"{path} does not exist; give a model folder, a config.json or a hub name")
     try:
         return AutoConfig.from_pretrained(str(model))
-    except (
-        StrictDataclassError,
-        TypeError,
-        AttributeError,
-        ArithmeticError,
-    ) as error:  # from arithmetic with numbers that no model has
+    except (StrictDataclassError, TypeError, AttributeError, ArithmeticError) as error:
         raise InputError(f"{model} has a configuration that contradicts itself: {error}; mend config.json") from error
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{model} has no configuration that Transformers can load: {_first_line(error)}") from error
