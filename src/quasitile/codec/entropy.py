@@ -141,7 +141,7 @@ def fit(points: NDArray[np.int64], num_states: int = 1, quantisers: NDArray | No
     )
 
 
-def code_bits(codes: NDArray[np.int64], quantisers: NDArray[np.uint8], statistics: Statistics) -> float:
+def code_bits(codes: NDArray[np.integer], quantisers: NDArray[np.uint8], statistics: Statistics) -> float:
     """Bits of all codes (M, N) under the statistics, escapes included."""
     levels = statistics.levels(slice(None), slice(None))
     table = bit_table(statistics.shape)

@@ -88,7 +88,10 @@ def search(
             ends[:, start:stop],
             states.sources,
             states.parities,
-            *undecided,
+            undecided.costs,
+            undecided.lost,
+            undecided.points,
+            undecided.sources,
             carried,
             keep,
             decided,
@@ -117,14 +120,19 @@ class _Open(NamedTuple):
 
 
 @cache
-def _prices(shape: int, rate_weight: float) -> tuple[NDArray[np.float32], ...]:
+def _prices(
+    shape: int, rate_weight: float
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
     """Zero, other, slope and limits for `_advance`: bits as a square law through the codes 0 and 1, times their weight."""
     bits = bit_table(shape)
     slope = np.log2(np.e) / 8 / spread_of(np.arange(NUM_LEVELS)) ** 2
     other = bits[:, :, 1] - slope * np.array([[4.0], [1.0]])
     limits = (2 * CODED_SPREADS * spread_of(np.arange(NUM_LEVELS)) + 4) ** 2
-    prices = rate_weight * bits[:, :, 0], rate_weight * other, rate_weight * slope, limits
-    return tuple(np.ascontiguousarray(price, np.float32) for price in prices)
+    zero, other, slope, limits = (
+        np.ascontiguousarray(price, np.float32)
+        for price in (rate_weight * bits[:, :, 0], rate_weight * other, rate_weight * slope, limits)
+    )
+    return zero, other, slope, limits
 
 
 @numba.njit(nogil=True, fastmath=True, cache=True)
