@@ -63,7 +63,7 @@ def metrics(folder):
 
 
 def test_questions_are_learned_within_the_same_bytes(compressed, reading, text_file, tmp_path, model_folder):
-    chosen = settings(rounds=6, learning_rate=0.2, gate_nats=100, forget_nats=100, text_weight=0)
+    chosen = settings(rounds=6, learning_rate=0.4, gate_nats=100, forget_nats=100, text_weight=0)
     summary = adapt(compressed, reading, tmp_path / "out", teacher=model_folder, text=text_file, settings=chosen)
     rows = metrics(tmp_path / "out")
     assert len(rows) == 6 * summary["num_sections"]
@@ -94,7 +94,7 @@ def test_a_section_that_costs_too_much_is_undone(compressed, reading, text_file,
 
 
 def test_reading_as_a_whole_stays_within_the_allowance(compressed, reading, text_file, tmp_path):
-    chosen = settings(rounds=4, learning_rate=300, replay_weight=0, gate_nats=100, forget_nats=0.02)
+    chosen = settings(rounds=4, learning_rate=1000, replay_weight=0, gate_nats=100, forget_nats=0.02)
     adapt(compressed, reading, tmp_path / "out", text=text_file, settings=chosen)
     rows = metrics(tmp_path / "out")
     before = json.loads((tmp_path / "out" / "summary.json").read_text())["general_before_nats"]
