@@ -17,9 +17,11 @@ from measure import Bench, Results, common_arguments, damage_table, markdown, re
 from rich.console import Console
 
 from quasitile.baselines import gptq
+from quasitile.codec.axes import AXES
 from quasitile.codec.spectrum import TRANSFORMS
 from quasitile.codec.tiling import TILINGS
 from quasitile.compress.calibrate import calibrate
+from quasitile.compress.order import ORDERS
 from quasitile.errors import InputError
 from quasitile.recipe import presets
 
@@ -39,6 +41,11 @@ VARIATIONS: dict[str, dict[str, Any]] = {
     "residual, no trellis": {"trellis": 1},
     "residual, rows alike": {"row_damping": 1.0},
     "residual + rank 4": {"max_rank": 4},
+    **{f"order, {order}": {"order": order} for order in ORDERS},
+    **{f"axes, {kind}": {"axes": {"kind": kind}} for kind in ("none", "stream", *AXES)},
+    "axes, stream, order, energy": {"axes": {"kind": "stream"}, "order": "energy"},
+    "axes, stream, no trellis, dead zone 0.6": {"axes": {"kind": "stream"}, "trellis": 1, "residual_threshold": 0.6},
+    "factor first": {**factors("penrose"), "factorise": "factor first"},
 }
 
 

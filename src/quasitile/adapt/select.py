@@ -41,7 +41,7 @@ def usage(model: Any, tokens: Tensor) -> dict[RankBlock, float]:
     handles = []
 
     def watch_linear(layer: Any, args: tuple[Tensor, ...]) -> None:
-        x = args[0].flatten(0, -2)
+        x = layer.matrix.along_axes(args[0].flatten(0, -2))
         moment = x.T @ x / len(x)
         for block in layer.matrix.rank_blocks():
             if block.coefficients():

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from quasitile.codec.structure import Structure
+
+if TYPE_CHECKING:
+    from quasitile.codec.axes import Axes
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,20 @@ class Block:
         return self.left.numel() + self.right.numel() + (0 if self.residual is None else self.residual.numel())
 
 
+def empty_block(tile: Tile) -> Block:
+    """A block of rank 0."""
+    rows, columns = tile.shape
+    return Block(torch.zeros(rows, 0), torch.zeros(columns, 0), torch.zeros(0))
+
+
+def row_bands(tiling: Tiling) -> list[list[Tile]]:
+    """Tiles grouped by their rows, each group ordered by columns."""
+    bands: dict[tuple[int, int], list[Tile]] = {}
+    for tile in tiling.tiles:
+        bands.setdefault((tile.row_start, tile.row_stop), []).append(tile)
+    return [sorted(band, key=lambda tile: tile.column_start) for band in bands.values()]
+
+
 def symbols(left: Tensor, right: Tensor) -> Tensor:
     """The coefficients of both factors in one row: left components one after another, then right ones."""
     return torch.cat([left.T.flatten(), right.T.flatten()])
@@ -122,6 +140,8 @@ class CodedMatrix:
             what ordinary rounding has. 1 for none.
         structure: How the weight is expanded from the tiled matrix, or nothing where it is that
             matrix. No part of the bytes that `packing` writes.
+        axes: What the columns of the tiled matrix stand for, see `quasitile.codec.axes`; nothing for
+            the matrix' own.
     """
 
     tiling: Tiling
@@ -132,3 +152,4 @@ class CodedMatrix:
     residual_transform: str = "identity"
     num_states: int = 1
     structure: Structure | None = None
+    axes: Axes | None = None

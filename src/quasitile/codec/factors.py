@@ -10,6 +10,7 @@ then one rounding step for the whole model makes every stored number cost the sa
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -22,6 +23,9 @@ BITS_OF_COMPONENT = 32  # its scale and two spreads
 MAX_CODE = 32767
 SCALE_OCTAVE = 4  # row and column scales are powers of 2^(1/4)
 SCALE_CENTRE = 128
+OVERSAMPLING, POWER_ITERATIONS = 16, 4  # of the randomised decomposition
+LARGE_TILE = 512  # shorter side from which `auto` decomposes by random projection where few components are wanted
+SVDS = ("auto", "exact", "randomised")
 
 
 def scale_codes(values: Tensor) -> Tensor:
@@ -55,19 +59,44 @@ def damped_cholesky(second_moment: Tensor, damping: float = 0.01, dtype: torch.d
     return (upper.T * upper.diagonal().sign()).to(dtype)
 
 
-def whitened_svd(matrix: Tensor, whitener: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def whitened_svd(
+    matrix: Tensor, whitener: Tensor, svd: str = "exact", rank: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Singular value decomposition of `matrix @ whitener`, undone in V.
 
     Args:
         matrix: (P, Q).
         whitener: (Q, Q) lower triangular.
+        svd: One of `SVDS`. `auto` is randomised for sides of `LARGE_TILE` and more where at most a quarter of the
+            components are wanted.
+        rank: How many components are wanted; nothing means all, exactly.
 
     Returns:
         `U (P, R)`, `singular_values (R,)`, `V (Q, R)` with `matrix = U diag(s) V^T` and
         `whitener^T V` orthonormal: truncation is optimal for `||E whitener||` (Eckart-Young).
     """
-    u, s, vh = torch.linalg.svd(matrix @ whitener, full_matrices=False)
+    side, wanted = min(matrix.shape), min(matrix.shape) if rank is None else rank
+    few = svd == "randomised" or (svd == "auto" and side >= LARGE_TILE and 4 * wanted <= side)
+    if few and wanted + OVERSAMPLING < side:
+        u, s, vh = randomised_svd(matrix @ whitener, wanted)
+    else:
+        u, s, vh = torch.linalg.svd(matrix @ whitener, full_matrices=False)
     return u, s, torch.linalg.solve_triangular(whitener.T, vh.T, upper=True)
+
+
+def randomised_svd(matrix: Tensor, rank: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """The leading `rank` components `U, s, V^T` by random projection and power iterations (Halko, Martinsson and Tropp).
+
+    The same for the same seed; the squared error is within a few per cent of the least even where singular values
+    hardly fall.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    start = torch.randn(matrix.shape[1], min(rank + OVERSAMPLING, *matrix.shape), dtype=matrix.dtype, generator=generator)
+    spanning = torch.linalg.qr(matrix @ start)[0]
+    for _ in range(POWER_ITERATIONS):
+        spanning = torch.linalg.qr(matrix @ torch.linalg.qr(matrix.T @ spanning)[0])[0]
+    u, s, vh = torch.linalg.svd(spanning.T @ matrix, full_matrices=False)
+    return (spanning @ u)[:, :rank], s[:rank], vh[:rank]
 
 
 @cache
@@ -114,6 +143,31 @@ def factor_bits(block: Block) -> float:
     return sum(code_bits(codes) for codes in (block.left, block.right) if codes.numel()) + BITS_OF_COMPONENT * block.rank
 
 
+def paying(
+    singular_values: Tensor, right_norms: Tensor, shape: tuple[int, int], step: float, mean_moment: float, price: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Which components pay for their bytes at this step (R,), and about how many bits each takes (R,).
+
+    A component is kept while its share of the squared error exceeds the price of its bits, at the
+    exchange rate that rounding itself pays: `step^2 ln(2) / 6` for a bit.
+
+    Args:
+        singular_values: (R,) of the whitened tile.
+        right_norms: (R,) Euclidean norms of V's columns.
+        shape: (P, Q).
+        step: The rounding step of the whole model.
+        mean_moment: Mean diagonal of the tile's second moment.
+        price: More than 1 asks more of a component, so that fewer components are stored more finely.
+    """
+    num_rows, num_columns = shape
+    left_spread = singular_values / (math.sqrt(num_rows) * step)
+    right_spread = right_norms * singular_values * math.sqrt(mean_moment / num_columns) / step
+    bits = num_rows * rounded_normal_bits(left_spread) + num_columns * rounded_normal_bits(right_spread) + BITS_OF_COMPONENT
+    bit_price = price * step**2 * math.log(2) / 6
+    rounding = (num_rows + num_columns) * step**2 / 12
+    return singular_values.double().square() > bit_price * bits + rounding, bits
+
+
 def kept_rank(
     singular_values: Tensor,
     right_norms: Tensor,
@@ -123,27 +177,11 @@ def kept_rank(
     price: float = 1.0,
     fixed: int | None = None,
 ) -> tuple[int, float]:
-    """How many components pay for their bytes at this step, and about how many bits they take.
+    """How many leading components pay for their bytes, and about how many bits they take together; see `paying`.
 
-    A component is kept while its share of the squared error exceeds the price of its bits, at the
-    exchange rate that rounding itself pays: `step^2 ln(2) / 6` for a bit.
-
-    Args:
-        singular_values: (R,) of the whitened tile, largest first.
-        right_norms: (R,) Euclidean norms of V's columns.
-        shape: (P, Q).
-        step: The rounding step of the whole model.
-        mean_moment: Mean diagonal of the tile's second moment.
-        price: More than 1 asks more of a component, so that fewer components are stored more finely.
-        fixed: So many components whether they pay or not, as far as there are any.
+    With `fixed`, so many components whether they pay or not, as far as there are any.
     """
-    num_rows, num_columns = shape
-    left_spread = singular_values / (math.sqrt(num_rows) * step)
-    right_spread = right_norms * singular_values * math.sqrt(mean_moment / num_columns) / step
-    bits = num_rows * rounded_normal_bits(left_spread) + num_columns * rounded_normal_bits(right_spread) + BITS_OF_COMPONENT
-    bit_price = price * step**2 * math.log(2) / 6
-    rounding = (num_rows + num_columns) * step**2 / 12
-    pays = singular_values.double().square() > bit_price * bits + rounding
+    pays, bits = paying(singular_values, right_norms, shape, step, mean_moment, price)
     if fixed is not None:
         pays = (torch.arange(len(pays)) < fixed) & (singular_values > 1e-12 * singular_values[:1])
     rank = int(pays.long().cumprod(0).sum())
@@ -159,8 +197,9 @@ def encode_tile(
     max_rank: int | None,
     price: float = 1.0,
     fixed: int | None = None,
+    svd: str = "exact",
 ) -> Block:
-    """Factorise one tile, transform both factors, round and truncate them.
+    """Factorise one tile, transform both factors, round and truncate them (tile first).
 
     V is rounded and truncated first; U is then solved again for what is left of V (least squares
     under the whitened norm), so that it takes up V's error, and rounded and truncated last.
@@ -173,27 +212,72 @@ def encode_tile(
         transform: See `spectrum.TRANSFORMS`.
         truncation: What is dropped of each factor's coefficients; their frequencies run along its rows.
         max_rank: At most so many components, or no limit.
-        price: See `kept_rank`.
+        price: See `paying`.
         fixed: See `kept_rank`.
+        svd: See `whitened_svd`.
     """
-    num_rows, num_columns = target.shape
-    _left, singular_values, right = whitened_svd(target, whitener)
-    mean_moment = float(whitener.square().sum()) / num_columns
-    rank, _ = kept_rank(singular_values, right.norm(dim=0), (num_rows, num_columns), step, mean_moment, price, fixed)
+    _left, values, right = whitened_svd(target, whitener, svd, fixed or max_rank)
+    mean_moment = float(whitener.square().sum()) / len(whitener)
+    rank, _ = kept_rank(values, right.norm(dim=0), (len(target), len(whitener)), step, mean_moment, price, fixed)
     rank = min(rank, max_rank) if max_rank is not None else rank
+    right_step = step / (values[:rank] * math.sqrt(mean_moment))
+
+    def solved(stored_right: Tensor) -> Tensor:
+        return solve_left(target @ whitener, whitener.T @ stored_right)
+
+    return _rounded(right[:, :rank], right_step, len(target), step, transform, truncation, solved)
+
+
+def encode_slice(
+    left: Tensor, right: Tensor, whitener: Tensor, step: float, transform: str, truncation: Truncation, price: float = 1.0
+) -> Block:
+    """Transform, round and truncate a tile's rows of U and V of the whole matrix (factor first, paper Eq. 2).
+
+    Components that do not pay in this tile are left out; the others are rounded as they are.
+
+    Args:
+        left: (P, K) rows of U times the singular values.
+        right: (Q, K) rows of V.
+        whitener: (Q, Q) of the tile's columns.
+        step: See `encode_tile`.
+        transform: See `encode_tile`.
+        truncation: See `encode_tile`.
+        price: See `paying`.
+    """
+    if left.shape[1] > min(len(left), len(right)):  # more components than the tile's rank: the same product by fewer
+        left, values, right = whitened_svd(left @ right.T, whitener)
+        left = left * values
+    weight = (whitener.T @ right).norm(dim=0).clamp_min(1e-30)
+    left, right = left * weight, right / weight
+    values, mean_moment = left.norm(dim=0), float(whitener.square().sum()) / len(whitener)
+    keep, _ = paying(values, right.norm(dim=0), (len(left), len(right)), step, mean_moment, price)
+    left, right = left[:, keep], right[:, keep]
+    right_step = step / (left.norm(dim=0) * math.sqrt(mean_moment))
+    return _rounded(right, right_step, len(left), step, transform, truncation, lambda _stored: left * right_step)
+
+
+def _rounded(
+    right: Tensor,
+    right_step: Tensor,
+    num_rows: int,
+    step: float,
+    transform: str,
+    truncation: Truncation,
+    left_for: Callable[[Tensor], Tensor],
+) -> Block:
+    """Round V (Q, R) in the frequency domain with a step a component, then the U that `left_for` gives for what is stored of V.
+
+    `left_for` takes V in units of its step and gives U (P, R) such that U times it is the tile.
+    """
+    num_columns, rank = right.shape
     if rank == 0:
         return Block(torch.zeros(num_rows, 0), torch.zeros(num_columns, 0), torch.zeros(0))
-    right_step = step / (singular_values[:rank] * math.sqrt(mean_moment))
     right_basis = basis(transform, num_columns, torch.float64)
     left_basis = basis(transform, num_rows, torch.float64)
-    right_exact = right_basis @ right[:, :rank] / right_step
-    right_codes, right_exact = truncation.codes(right_exact)
+    right_codes, right_exact = truncation.codes(right_basis @ right / right_step)
     right_codes = right_codes.clamp(-MAX_CODE, MAX_CODE)
     scale = (step * right_step).to(torch.bfloat16).double()
-    stored_right = right_basis.T @ right_codes  # in units of its step
-    left_in_steps = solve_left(target @ whitener, whitener.T @ stored_right) / scale
-    left_exact = left_basis @ left_in_steps
-    left_codes, left_exact = truncation.codes(left_exact)
+    left_codes, left_exact = truncation.codes(left_basis @ (left_for(right_basis.T @ right_codes) / scale))
     left_codes = left_codes.clamp(-MAX_CODE, MAX_CODE)
     remainders = symbols(left_exact - left_codes, right_exact - right_codes).float().clamp(-0.499, 0.499)
     return Block(left_codes.float(), right_codes.float(), scale.float(), remainders)

@@ -10,9 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quasitile.codec.block import Block, CodedMatrix, Tile, Tiling
+from quasitile.codec.axes import SORTED, Axes, chosen_axes, order_of_scales, pivoted_order
+from quasitile.codec.block import Block, CodedMatrix, Tile, Tiling, empty_block, row_bands
 from quasitile.codec.entropy import code_bits, fit
-from quasitile.codec.factors import damped_cholesky, encode_tile, factor_bits, scale_codes, scale_values
+from quasitile.codec.factors import (
+    damped_cholesky,
+    encode_slice,
+    encode_tile,
+    factor_bits,
+    scale_codes,
+    scale_values,
+    whitened_svd,
+)
 from quasitile.codec.residual import feedback_codes, kept_entries, spectral_codes
 from quasitile.codec.spectrum import Truncation, basis
 from quasitile.codec.trellis import search
@@ -47,6 +56,10 @@ class Coding:
             other leaves; 0 fits the factors first and once.
         inputs: What is known of the inputs, a name in `INPUTS`.
         prices: What is known of the outputs, a name in `PRICES`.
+        factor_first: Slice one factorisation of the whole matrix by the tiles' rows and columns, instead of one a tile.
+        svd: See `factors.whitened_svd`.
+        axes: What the columns are turned to first, one of `axes.AXES`, or nothing.
+        span: See `axes.chosen_axes`.
     """
 
     transform: str = "dct"
@@ -68,6 +81,10 @@ class Coding:
     alternations: int = 0
     inputs: str = "correlated"
     prices: str = "rows"
+    factor_first: bool = False
+    svd: str = "auto"
+    axes: str | None = None
+    span: str = "band"
 
     def fixed_rank(self, shape: tuple[int, int]) -> int | None:
         """The rank that a tile of shape (P, Q) has in any case, or nothing where its price decides."""
@@ -128,7 +145,9 @@ class Scaled:
     column_codes: Tensor
 
 
-def scaled(weight: Tensor, second_moment: Tensor, output_gradients: Tensor, coding: Coding) -> Scaled:
+def scaled(
+    weight: Tensor, second_moment: Tensor, output_gradients: Tensor, coding: Coding, column_codes: Tensor | None = None
+) -> Scaled:
     """Rows times the root of the output gradient; columns times the root of the moment, or its Cholesky diagonal.
 
     Args:
@@ -136,6 +155,7 @@ def scaled(weight: Tensor, second_moment: Tensor, output_gradients: Tensor, codi
         second_moment: (N, N) of the inputs.
         output_gradients: (M,) mean squares of the gradient at each output.
         coding: Decides the damping, and by its residual which column scale is right.
+        column_codes: (N,) of other column scales.
     """
     # Rounding single entries needs no more digits than the weights have; decompositions do.
     dtype = torch.float32 if coding.entries_only else torch.float64
@@ -149,7 +169,7 @@ def scaled(weight: Tensor, second_moment: Tensor, output_gradients: Tensor, codi
         scale = lower.diagonal()
     else:
         scale = power.sqrt() if coding.residual is None else damped_cholesky(moment, coding.damping).diagonal()
-    column_codes = scale_codes(scale)
+    column_codes = scale_codes(scale) if column_codes is None else column_codes
     rows, columns = scale_values(row_codes).to(dtype), scale_values(column_codes).to(dtype)
     moment = (moment / columns).div_(columns[:, None])
     lower = damped_cholesky(moment, coding.damping) if lower is None else lower.div_(columns[:, None])
@@ -163,6 +183,7 @@ def encode_matrix(
     output_gradients: Tensor,
     step: float,
     coding: Coding | None = None,
+    axes: Axes | None = None,
 ) -> tuple[CodedMatrix, float]:
     """Code a matrix at one rounding step.
 
@@ -173,22 +194,47 @@ def encode_matrix(
         output_gradients: (M,) mean squares of the gradient at each output.
         step: Rounding step, in roots of nats; infinite for nothing at all.
         coding: See `Coding`.
+        axes: What the columns are turned to, instead of those that `coding` asks for.
 
     Returns:
         The coded matrix, and its predicted damage in nats a token.
     """
     coding = coding or Coding()
-    problem = scaled(weight, second_moment, output_gradients, coding)
+    if axes is None and coding.axes is not None and coding.axes != SORTED:
+        axes = chosen_axes(coding.axes, coding.span, second_moment, tiling)
+    if axes is not None:
+        turned, moment = axes.coefficients(weight.double()), axes.moment(second_moment.double())
+        problem = scaled(turned, moment, output_gradients, coding)
+    elif coding.axes == SORTED:
+        axes, problem = sorted_by_scale(weight, second_moment, output_gradients, coding)
+    else:
+        problem = scaled(weight, second_moment, output_gradients, coding)
     if coding.residual is None:
         blocks, damage = encode_factors(problem, tiling, step, coding)
     else:
         blocks, damage = encode_with_residual(problem, tiling, step, coding)
     ordered = [blocks[tile] for tile in tiling.tiles]
     codes = problem.row_codes, problem.column_codes
-    coded = CodedMatrix(tiling, ordered, coding.transform, *codes, coding.residual or "identity", coding.trellis)
+    coded = CodedMatrix(tiling, ordered, coding.transform, *codes, coding.residual or "identity", coding.trellis, axes=axes)
     if coding.inputs != "correlated" or coding.prices != "rows":
         damage = damage_nats(weight - decode_matrix(coded), second_moment, output_gradients)  # by all that is known
     return coded, damage
+
+
+def sorted_by_scale(weight: Tensor, second_moment: Tensor, output_gradients: Tensor, coding: Coding) -> tuple[Axes, Scaled]:
+    """The matrix with its columns in falling order of their scales, which is how the decoder knows the order.
+
+    A column's scale is its spread given the columns before it; so the first are those that say most, and the last, which
+    are rounded first, say little that these have not said.
+    """
+    moment = second_moment.double()
+    power = moment.diagonal()
+    order = pivoted_order(moment + torch.diag(coding.damping * (power + power.mean()) + 1e-30))
+    codes = torch.empty(len(order), dtype=torch.uint8)
+    codes[order] = scaled(weight[:, order], moment[order][:, order], output_gradients, coding).column_codes
+    order = order_of_scales(codes)
+    problem = scaled(weight[:, order], moment[order][:, order], output_gradients, coding, codes[order])
+    return Axes(SORTED, (len(order),), (order,)), problem
 
 
 def damage_nats(error: Tensor, second_moment: Tensor, output_gradients: Tensor) -> float:
@@ -206,6 +252,8 @@ def encode_factors(problem: Scaled, tiling: Tiling, step: float, coding: Coding)
     block form of Cholesky feedback); tiles are then whitened by the diagonal blocks of the Cholesky
     factor. Without, each tile is whitened by its own columns' second moment.
     """
+    if coding.factor_first:
+        return encode_slices(problem, tiling, step, coding)
     blocks: dict[Tile, Block] = {}
     damage = 0.0
     lower, moment, num_columns = problem.lower, problem.moment, problem.weight.shape[1]
@@ -220,12 +268,29 @@ def encode_factors(problem: Scaled, tiling: Tiling, step: float, coding: Coding)
                 target = target + torch.linalg.solve_triangular(inner, later, upper=False, left=False)
             truncation = Truncation(coding.truncation, coding.threshold, coding.keep)
             fixed = coding.fixed_rank(tile.shape)
-            block = encode_tile(target, inner, step, coding.transform, truncation, coding.max_rank, coding.price, fixed)
+            block = encode_tile(
+                target, inner, step, coding.transform, truncation, coding.max_rank, coding.price, fixed, coding.svd
+            )
             decoded = decode_tile(block, coding.transform, "identity").double()
             errors[:, columns] = original - decoded
             damage += 0.5 * float(((target - decoded) @ inner).square().sum())
             blocks[tile] = block
     return blocks, damage
+
+
+def encode_slices(problem: Scaled, tiling: Tiling, step: float, coding: Coding) -> tuple[dict[Tile, Block], float]:
+    """Rank blocks cut from one whitened factorisation of the matrix (paper Eq. 2), and the predicted damage."""
+    left, values, right = whitened_svd(problem.weight, problem.lower, coding.svd, coding.max_rank)
+    left, right = (left * values)[:, : coding.max_rank], right[:, : coding.max_rank]
+    truncation = Truncation(coding.truncation, coding.threshold, coding.keep)
+    blocks, error = {}, problem.weight.clone()
+    for tile in tiling.tiles:
+        rows, columns = tile.rows, tile.columns
+        inner = damped_cholesky(problem.moment[columns, columns], coding.damping)
+        block = encode_slice(left[rows], right[columns], inner, step, coding.transform, truncation, coding.price)
+        error[rows, columns] -= decode_tile(block, coding.transform, "identity").double()
+        blocks[tile] = block
+    return blocks, 0.5 * float((error @ problem.lower).square().sum())
 
 
 def encode_with_residual(problem: Scaled, tiling: Tiling, step: float, coding: Coding) -> tuple[dict[Tile, Block], float]:
@@ -310,20 +375,6 @@ def encode_in_turn(problem: Scaled, tiling: Tiling, step: float, coding: Coding)
     return best[1]
 
 
-def empty_block(tile: Tile) -> Block:
-    """A block of rank 0."""
-    rows, columns = tile.shape
-    return Block(torch.zeros(rows, 0), torch.zeros(columns, 0), torch.zeros(0))
-
-
-def row_bands(tiling: Tiling) -> list[list[Tile]]:
-    """Tiles grouped by their rows, each group ordered by columns."""
-    bands: dict[tuple[int, int], list[Tile]] = {}
-    for tile in tiling.tiles:
-        bands.setdefault((tile.row_start, tile.row_stop), []).append(tile)
-    return [sorted(band, key=lambda tile: tile.column_start) for band in bands.values()]
-
-
 def decode_tile(block: Block, transform: str, residual_transform: str) -> Tensor:
     """The tile (P, Q) that a block stands for (paper Eq. 4), in the block's dtype."""
     if block.residual is not None and not block.rank:
@@ -349,4 +400,5 @@ def decode_matrix(coded: CodedMatrix) -> Tensor:
     for tile, block in zip(coded.tiling.tiles, coded.blocks, strict=True):
         weight[tile.rows, tile.columns] = decode_tile(block, coded.transform, coded.residual_transform)
     weight = weight / scale_values(coded.row_scales)[:, None] / scale_values(coded.column_scales)
+    weight = weight if coded.axes is None else coded.axes.entries(weight)
     return weight if coded.structure is None else coded.structure.expand(weight)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import struct
 import zlib
+from dataclasses import replace
 
 import constriction
 import numpy as np
@@ -18,15 +19,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from quasitile.codec import entropy
+from quasitile.codec.axes import KLT, MAX_BASIS_CODE, SORTED, Axes, order_of_scales
 from quasitile.codec.block import Block, CodedMatrix, Tile, Tiling, from_symbols, symbols
 from quasitile.codec.entropy import Statistics, decode_bytes, encode_bytes, fit
 from quasitile.codec.factors import MAX_CODE, code_bits, spread_before_rounding
 from quasitile.codec.machine import STATES, codes_of
 from quasitile.codec.spectrum import TRANSFORMS
 
-# magic, M, N, tiles, components, bytes of the tiling, transform, 1 + transform of the residual or 0, its states, its step
-HEADER = struct.Struct("<4sIIIIIBBBxd")
-MAGIC = b"QT03"
+# magic, M, N, tiles, components, bytes of the tiling, transform, 1 + transform of the residual or 0, its states, axes, its step
+HEADER = struct.Struct("<4sIIIIIBBBBd")
+MAGIC, MAGIC_WITH_AXES = b"QT03", b"QT04"
+NO_AXES = 0  # from 1 on, 1 + the number of a transform; from 255 down:
+STORED_AXES, SHARED_AXES, SORTED_AXES = 255, 254, 253
+STORED_BYTE_LIMIT = 256  # codes of a stored basis that a byte of payload may stand for, at most
 SPREAD_OCTAVE, SPREAD_CENTRE = 8, 40
 MAX_SIDE = 1 << 24
 FACTORS = constriction.stream.model.QuantizedGaussian(-MAX_CODE, MAX_CODE)
@@ -53,7 +58,9 @@ def estimated_bytes(coded: CodedMatrix) -> float:
         bits += 8 * len(encode_bytes(statistics.row_levels) + encode_bytes(statistics.column_levels))
     scales = len(encode_bytes(coded.row_scales.numpy()) + encode_bytes(coded.column_scales.numpy()))
     corners = len(zlib.compress(_corners(coded.tiling).tobytes(), 9))
-    return bits / 8 + HEADER.size + scales + corners + 12 * len(coded.blocks) + 4 * sum(block.rank for block in coded.blocks)
+    axes = sum(len(part) for part in _axes_parts(coded.axes))
+    components = sum(block.rank for block in coded.blocks)
+    return bits / 8 + HEADER.size + axes + scales + corners + 12 * len(coded.blocks) + 4 * components
 
 
 def _corners(tiling: Tiling) -> NDArray[np.uint32]:
@@ -118,9 +125,14 @@ def pack(coded: CodedMatrix) -> Tensor:
     transforms = list(TRANSFORMS)
     kind = 1 + transforms.index(coded.residual_transform) if residual is not None else 0
     step = coded.blocks[0].residual_step if residual is not None else 0.0
+    column_scales = coded.column_scales
+    if coded.axes is not None and coded.axes.kind == SORTED:
+        column_scales = column_scales[coded.axes.codes[0].argsort()]
+        if not torch.equal(order_of_scales(column_scales), coded.axes.codes[0]):
+            raise ValueError("the columns' order is not that of their scales; sort them before packing")
     parts = [
         HEADER.pack(
-            MAGIC,
+            MAGIC if coded.axes is None else MAGIC_WITH_AXES,
             *coded.tiling.shape,
             len(coded.blocks),
             num_components,
@@ -128,10 +140,11 @@ def pack(coded: CodedMatrix) -> Tensor:
             transforms.index(coded.transform),
             kind,
             coded.num_states if kind else 0,
+            _axes_kind(coded.axes),
             step,
         ),
         encode_bytes(coded.row_scales.numpy()),
-        encode_bytes(coded.column_scales.numpy()),
+        encode_bytes(column_scales.numpy()),
         corners,
         np.array([block.rank for block in coded.blocks], dtype="<u2").tobytes(),
         np.array([len(stream) for stream in streams], dtype="<u4").tobytes(),
@@ -139,6 +152,7 @@ def pack(coded: CodedMatrix) -> Tensor:
         (np.concatenate(spreads, axis=1) if spreads else np.zeros((2, 0), np.uint8)).tobytes(),
         *(stream.astype("<u4").tobytes() for stream in streams),
         *(_residual_parts(*residual, coded.tiling) if residual is not None else ()),
+        *_axes_parts(coded.axes),
     ]
     return torch.frombuffer(bytearray(b"".join(parts)), dtype=torch.uint8)
 
@@ -161,6 +175,25 @@ def _residual_parts(codes: NDArray, quantisers: NDArray, statistics: Statistics,
     ]
 
 
+def _axes_kind(axes: Axes | None) -> int:
+    if axes is None:
+        return NO_AXES
+    if axes.kind == SORTED:
+        return SORTED_AXES
+    if axes.kind == KLT:
+        return SHARED_AXES if axes.shared else STORED_AXES
+    return 1 + list(TRANSFORMS).index(axes.kind)
+
+
+def _axes_parts(axes: Axes | None) -> list[bytes]:
+    """The axes' bytes: number of bands, their widths, and the codes of stored ones; none for what is known without."""
+    if axes is None or axes.shared or axes.kind == SORTED:
+        return []
+    widths = np.array([len(axes.widths), *axes.widths], dtype="<u4").tobytes()
+    shifted = [(codes + MAX_BASIS_CODE + 1).to(torch.uint8).flatten().numpy() for codes in axes.codes]
+    return [widths, *(encode_bytes(codes) for codes in shifted)]
+
+
 class _Reader:
     """Takes arrays from a byte string, and never more than there is."""
 
@@ -181,22 +214,25 @@ class _Reader:
         return decode_bytes(mean, spread, words, count)
 
 
-def unpack(payload: Tensor, shape: tuple[int, int] | None = None) -> CodedMatrix:
+def unpack(payload: Tensor, shape: tuple[int, int] | None = None, shared: Axes | None = None) -> CodedMatrix:
     """The coded matrix that `pack` wrote.
 
     Args:
         payload: Its bytes.
         shape: What (M, N) must be, checked before anything of that size is made.
+        shared: The axes that another matrix stores, for a matrix that refers to them.
 
     Raises:
         ValueError: The bytes are not a coded matrix, contradict themselves, or are of another shape.
     """
     reader = _Reader(payload.cpu().numpy().tobytes())
-    magic, num_rows, num_columns, num_tiles, num_components, corner_bytes, transform, kind, num_states, step = HEADER.unpack(
-        reader.take(HEADER.size, "u1").tobytes()
-    )
-    if magic != MAGIC:
+    header = HEADER.unpack(reader.take(HEADER.size, "u1").tobytes())
+    magic, num_rows, num_columns, num_tiles, num_components, corner_bytes, *kinds, step = header
+    transform, kind, num_states, axes_kind = kinds
+    if magic not in (MAGIC, MAGIC_WITH_AXES):
         raise ValueError(f"it starts with {magic!r} instead of {MAGIC!r}")
+    if (magic == MAGIC) != (axes_kind == NO_AXES) or len(TRANSFORMS) < axes_kind < SORTED_AXES:
+        raise ValueError(f"its axes are of kind {axes_kind}, which is out of range")
     if transform >= len(TRANSFORMS) or kind > len(TRANSFORMS) or max(num_rows, num_columns) > MAX_SIDE:
         raise ValueError(f"transform {transform}, residual {kind} or shape {num_rows} x {num_columns} is out of range")
     if shape is not None and (num_rows, num_columns) != shape:
@@ -225,6 +261,12 @@ def unpack(payload: Tensor, shape: tuple[int, int] | None = None) -> CodedMatrix
         first += rank
     if kind:
         _read_residual(reader, tiling, blocks, step, num_states)
+    axes = None
+    if axes_kind == SORTED_AXES:
+        order = order_of_scales(torch.from_numpy(column_scales))
+        axes, column_scales = Axes(SORTED, (num_columns,), (order,)), column_scales[order.numpy()]
+    elif axes_kind != NO_AXES:
+        axes = _read_axes(reader, num_columns, axes_kind, shared)
     if reader.place != len(reader.data):
         raise ValueError(f"{len(reader.data) - reader.place} bytes follow its end")
     names = list(TRANSFORMS)
@@ -236,6 +278,7 @@ def unpack(payload: Tensor, shape: tuple[int, int] | None = None) -> CodedMatrix
         torch.from_numpy(column_scales),
         names[kind - 1] if kind else "identity",
         num_states if kind else 1,
+        axes=axes,
     )
 
 
@@ -251,6 +294,28 @@ def _read_residual(reader: _Reader, tiling: Tiling, blocks: list[Block], step: f
         levels = statistics.levels(tile.rows, tile.columns)
         points = entropy.decode_tile(words, escapes, levels, shape, num_states)
         block.residual, block.residual_step = torch.from_numpy(points).float(), step
+
+
+def _read_axes(reader: _Reader, num_columns: int, kind: int, shared: Axes | None) -> Axes:
+    """The axes that `_axes_parts` wrote, or that another matrix stores."""
+    if kind == SHARED_AXES:
+        if shared is None or sum(shared.widths) != num_columns:
+            raise ValueError(f"it refers to stored axes of {num_columns} columns, and there are none")
+        return replace(shared, shared=True)
+    widths = tuple(reader.take(int(reader.take(1, "<u4")[0]), "<u4").tolist())
+    if sum(widths) != num_columns or 0 in widths:
+        raise ValueError(f"its axes stand for {sum(widths)} columns instead of {num_columns}")
+    if kind != STORED_AXES:
+        return Axes(list(TRANSFORMS)[kind - 1], widths)
+    codes = []
+    for width in widths:
+        if width * width > STORED_BYTE_LIMIT * len(reader.data):
+            raise ValueError(f"its axes are {width} x {width} in {len(reader.data)} bytes")
+        values = torch.from_numpy(reader.take_levels(width * width)).view(width, width)
+        codes.append(values.double() - (MAX_BASIS_CODE + 1))
+    axes = Axes(KLT, widths, tuple(codes))
+    axes.matrices()  # refuses what is no basis
+    return axes
 
 
 def _inflate(data: bytes, num_tiles: int) -> NDArray[np.int64]:

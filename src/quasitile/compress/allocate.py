@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from quasitile.codec.axes import Axes
 from quasitile.codec.block import CodedMatrix, Tiling
 from quasitile.codec.factors import kept_rank, rounded_normal_bits, whitened_svd
 from quasitile.codec.matrix import Coding, damage_nats, decode_matrix, encode_matrix, scaled
@@ -39,6 +40,7 @@ class Job:
         tiling: The tiles of what is stored.
         moments: From calibration.
         structure: Which weights share a number, or nothing where all have their own.
+        axes: What its columns are turned to, where that is not for `Coding` to say.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Job:
     tiling: Tiling
     moments: Moments
     structure: Structure | None = None
+    axes: Axes | None = None
 
     def stored(self) -> tuple[Tensor, Tensor, Tensor]:
         """The matrix to code, and the moments of its inputs and outputs."""
@@ -87,7 +90,7 @@ def encode_all(jobs: list[Job], coding: Coding, step: float, workers: int) -> di
 
     def encode(job: Job) -> Coded:
         weight, inputs, outputs = job.stored()
-        matrix, damage = encode_matrix(weight, job.tiling, inputs, outputs, step, coding)
+        matrix, damage = encode_matrix(weight, job.tiling, inputs, outputs, step, coding, job.axes)
         if job.structure is not None:
             matrix = replace(matrix, structure=job.structure)
             damage = damage_nats(job.weight - decode_matrix(matrix), job.moments.inputs, job.moments.outputs)
@@ -183,7 +186,8 @@ def tile_spectra(job: Job, coding: Coding) -> list[Spectrum]:
     entries = []
     for tile in job.tiling.tiles:
         inner = problem.lower[tile.columns, tile.columns]
-        _, values, right = whitened_svd(problem.weight[tile.rows, tile.columns], inner)
+        _, values, right = whitened_svd(problem.weight[tile.rows, tile.columns], inner, coding.svd, coding.max_rank)
+        values, right = values[: coding.max_rank], right[:, : coding.max_rank]
         moment = float(inner.square().sum()) / tile.shape[1]
         entries.append((values, right.norm(dim=0), tile.shape, moment, coding.fixed_rank(tile.shape)))
     return entries

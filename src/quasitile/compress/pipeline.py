@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +13,7 @@ from pydantic import Field, model_validator
 
 from quasitile.checkpoint import check_tensors, stored_bytes, tensor_headers
 from quasitile.codec.block import Block
-from quasitile.codec.factors import code_bits
+from quasitile.codec.factors import SVDS, code_bits
 from quasitile.codec.machine import STATES
 from quasitile.codec.matrix import INPUTS, PRICES, Coding, decode_matrix
 from quasitile.codec.packing import unpack
@@ -24,7 +25,9 @@ from quasitile.compress.calibrate import Moments, calibrate
 from quasitile.compress.layout import deflate_where_it_pays
 from quasitile.compress.modular import MODULES
 from quasitile.compress.numbers import number_share, structure_for, with_share
+from quasitile.compress.order import ORDERS, reorder
 from quasitile.compress.size import BITS_OF_NUMBER, parse_size
+from quasitile.compress.stream import AxesSettings, stream_axes
 from quasitile.compress.text import read_texts, token_windows
 from quasitile.errors import InputError
 from quasitile.folders import stage_folder, write_json
@@ -86,6 +89,8 @@ class CompressSettings(Settings):
 
     size: str = Field(default="25%", description="share of bf16 bytes (25%), bytes (4GB) or stored parameters (7B)")
     tiling: TilingSettings = TilingSettings()
+    order: Literal["none", *ORDERS] = Field(default="none", description="of axes that are free")  # type: ignore[valid-type]
+    axes: AxesSettings = AxesSettings()
     spectrum: SpectrumSettings = SpectrumSettings()
     residual: Literal["none", *TRANSFORMS] = Field(default="identity", description="transform of the quantised rest of a tile")  # type: ignore[valid-type]
     residual_threshold: float = Field(default=0.5, ge=0.5, description="dead zone of the residual in steps")
@@ -93,6 +98,10 @@ class CompressSettings(Settings):
     row_damping: float = Field(default=0.0, ge=0, description="share of the mean output gradient that every row gets at least")
     max_rank: int | None = Field(default=None, ge=0, description="a limit; with a residual, nothing means no factors")
     rank_price: float = Field(default=1.0, gt=0, description="above 1: fewer components, stored more finely")
+    factorise: Literal["tile first", "factor first"] = Field(
+        default="tile first", description="each tile by itself, or slices of one factorisation of the matrix"
+    )
+    svd: Literal[*SVDS] = Field(default="auto", description="auto: randomised for few components of large tiles")  # type: ignore[valid-type]
     feedback: bool = Field(default=True, description="let column bands make up for what later ones lost")
     skip: tuple[str, ...] = Field(default=(), description="matrices left as they are: names, or patterns such as *embed*")
     calibration: CalibrationSettings = CalibrationSettings()
@@ -119,6 +128,27 @@ class CompressSettings(Settings):
                 f"spectrum.truncation={self.spectrum.truncation} has nothing to truncate: a residual of identity has no "
                 "spectrum and there are no factors; choose another residual, or a max_rank"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _axes_are_known(self) -> CompressSettings:
+        if self.axes.kind != "none" and self.tiling.name == "hierarchical":
+            raise ValueError("the hierarchical tiling is laid out in the weight's own columns; set axes.kind to none")
+        if self.axes.kind != "none" and self.structure != "none":
+            raise ValueError(f"the columns of structure={self.structure} have no axes of their own; set axes.kind to none")
+        if self.axes.kind in ("sorted", "stream") and self.residual == "none":
+            raise ValueError(f"axes.kind={self.axes.kind} is for columns that make up for each other's loss; set a residual")
+        return self
+
+    @model_validator(mode="after")
+    def _factors_are_used(self) -> CompressSettings:
+        has_factors = self.residual == "none" or self.max_rank or self.ranks == "share"
+        if not has_factors and (self.factorise != "tile first" or self.svd == "randomised"):
+            raise ValueError("factorise and svd are about factors; with a residual there are none unless you set a max_rank")
+        if self.factorise == "factor first" and self.ranks != "priced":
+            raise ValueError(f"ranks={self.ranks} is for factors of single tiles; set factorise to tile first")
+        if self.svd == "randomised" and self.max_rank is None:
+            raise ValueError("svd=randomised finds the leading components and must know how many; set a max_rank")
         return self
 
     @model_validator(mode="after")
@@ -163,6 +193,11 @@ def compress(
         windows = token_windows(tokenizer, read_texts(text), amount.num_tokens, amount.num_windows, settings.seed)
         check_vocabulary(model, dense, int(windows.max()) + 1)
         moments = calibrate(dense, windows, amount.batch_size, settings.seed)
+        if settings.order != "none":
+            reorder(dense, moments, settings.order, windows[:1])
+            layers, tied = without_skipped(*compressible_layers(dense), settings.skip)
+            dense.storage_dtypes |= storage_dtypes(uncoded(dense, set(layers)), dense.storage_dtypes[""])
+            moments = calibrate(dense, windows, amount.batch_size, settings.seed)  # in the new axes
         rest = uncoded(dense, set(layers))
         beside = bytes_beside(dense, layers)
         if target.num_bytes is not None:
@@ -174,6 +209,9 @@ def compress(
             MODULES[settings.modules](dense, moments, windows, amount.batch_size, share)
             moments = calibrate(dense, windows, amount.batch_size, settings.seed)
         jobs = [job_for(name, layer, moments[name], settings, share) for name, layer in layers.items()]
+        if settings.axes.kind == "stream":
+            stream = stream_axes(dense, layers, moments, windows[:1])
+            jobs = [replace(job, axes=stream.of(job.name)) for job in jobs]
         coding = coding_for(settings, share)
 
         def num_bytes(coded: dict[str, Coded]) -> int:
@@ -292,6 +330,10 @@ def coding_for(settings: CompressSettings, share: float) -> Coding:
         alternations=settings.alternations,
         inputs=settings.inputs,
         prices=settings.prices,
+        factor_first=settings.factorise == "factor first",
+        svd=settings.svd,
+        axes={"none": None, "stream": "sorted"}.get(settings.axes.kind, settings.axes.kind),
+        span=settings.axes.span,
     )
     return with_share(coding, share, settings.factor_numbers)
 
@@ -334,7 +376,7 @@ def describe_matrix(job: Job, coded: Coded, settings: CompressSettings) -> dict[
 
 def picture(job: Job, coded: Coded) -> dict[str, Any]:
     """The layout of one matrix: a row a tile, for the report."""
-    stored = unpack(coded.payload)
+    stored = unpack(coded.payload, shared=coded.matrix.axes)
     tiles = [
         [t.row_start, t.row_stop, t.column_start, t.column_stop, block.rank, round(tile_bits(block) / 8)]
         for t, block in zip(stored.tiling.tiles, stored.blocks, strict=True)

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from quasitile.codec.axes import Axes
 from quasitile.codec.block import Block, CodedMatrix, Tiling, from_symbols
 from quasitile.codec.factors import scale_values
 from quasitile.codec.machine import codes_of
@@ -54,6 +55,7 @@ class TiledMatrix(nn.Module):
         self.register_buffer("dense", torch.empty(0, dtype=dtype), persistent=False)
         self.blocks = nn.ModuleList()
         self._skeleton: CodedMatrix | None = None
+        self.shared_axes: Axes | None = None  # that another matrix stores
         self.remainders: Tensor | None = None  # int8, what rounding took away in 1/254 of a step; not part of the model
         self._held: Tensor | None = None
         self._cached: tuple[int, Tensor] | None = None  # of a trainable matrix, for use without gradients
@@ -93,7 +95,7 @@ class TiledMatrix(nn.Module):
             ValueError: They are no coded matrix of the right shape.
         """
         shape = self.shape if self.structure is None else self.structure.stored_shape
-        return replace(unpack(self.payload, shape), structure=self.structure)
+        return replace(unpack(self.payload, shape, self.shared_axes), structure=self.structure)
 
     def rank_blocks(self) -> Iterator[RankBlock]:
         """The trainable blocks, in the order of the tiling."""
@@ -141,6 +143,7 @@ class TiledMatrix(nn.Module):
         known = [block.remainders for block in coded.blocks if block.remainders is not None]
         self.remainders = (torch.cat(known) * REMAINDER_UNITS).round().clamp(-126, 126).to(torch.int8) if known else None
         self.payload = pack(coded).to(self.payload.device)
+        self.shared_axes = coded.axes if coded.axes is not None and coded.axes.shared else None
         self.blocks = nn.ModuleList()
         self._skeleton, self._cached = None, None
         self.decode()
@@ -156,8 +159,16 @@ class TiledMatrix(nn.Module):
         self.dense = decode_matrix(coded).to(dtype=self.dense.dtype, device=self.payload.device)
 
     def weight_of(self, block: RankBlock) -> Tensor:
-        """One tile (P, Q) of the stored matrix, which is the weight where there is no structure; in the trainable state."""
+        """One tile (P, Q) of the stored matrix, in the trainable state.
+
+        Where there is no structure, its columns meet the inputs `along_axes`.
+        """
         return block() / self._scales[block.tile.rows, block.tile.columns]
+
+    def along_axes(self, inputs: Tensor) -> Tensor:
+        """Inputs (T, N) as the columns of the tiles meet them: coefficients along the matrix' axes where it has some."""
+        axes = self._skeleton.axes if self._skeleton is not None else None
+        return inputs if axes is None else axes.coefficients(inputs)
 
     def weight(self) -> Tensor:
         """The weight (M, N) in the layer's dtype."""
@@ -183,6 +194,8 @@ class TiledMatrix(nn.Module):
         # small products are slower in half precision.
         with torch.autocast(self.dense.device.type, enabled=False):
             weight = assemble(tiling, list(self.rank_blocks())) / self._scales
+            axes = self._skeleton.axes if self._skeleton is not None else None
+            weight = weight if axes is None else axes.entries(weight)
             return (weight if self.structure is None else self.structure.expand(weight)).to(self.dense.dtype)
 
 

@@ -31,6 +31,7 @@ class QuasitileConfig(QuantizationConfigMixin):
             `[E, M, N]` and a list of E numbers of bytes. `"structure": {"name", "side", "ratio"}`
             where the weight is expanded from a smaller matrix (`quasitile.codec.structure`).
         tied: Layer name -> name of the embedding whose matrix it shares.
+        axes: Name of the layer that stores the axes which others refer to, if any does.
         format_version: Of the folder.
     """
 
@@ -38,12 +39,14 @@ class QuasitileConfig(QuantizationConfigMixin):
         self,
         modules: dict[str, dict[str, Any]] | None = None,
         tied: dict[str, str] | None = None,
+        axes: str = "",
         format_version: int = FORMAT_VERSION,
         **_: Any,
     ) -> None:
         self.quant_method = METHOD
         self.modules = modules or {}
         self.tied = tied or {}
+        self.axes = axes
         self.format_version = format_version
         if format_version > FORMAT_VERSION:
             raise InputError(f"the folder has format {format_version}, this version reads {FORMAT_VERSION}; update quasitile")
@@ -65,11 +68,15 @@ class QuasitileQuantizer(HfQuantizer):
         _tie(model, {names[head]: names[source] for head, source in self.quantization_config.tied.items() if head in names})
 
     def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
-        for name, matrix in tiled_matrices(model).items():
+        matrices = tiled_matrices(model)
+        source, shared = _names_in(model, self.quantization_config).get(self.quantization_config.axes), None
+        for name, matrix in sorted(matrices.items(), key=lambda item: item[0] != source):
             if matrix.dense.is_meta:
                 matrix.dense = torch.empty(0, dtype=matrix.dense.dtype)
+            matrix.shared_axes = shared
             try:
                 matrix.decode()
+                shared = matrix.coded().axes if name == source else shared
             except ValueError as error:
                 raise InputError(f"the stored matrix of {name} is damaged: {error}; copy the folder again") from error
         return model
@@ -122,7 +129,9 @@ def describe(model: Any, tied: dict[str, str]) -> None:
         )
         if (structure := matrices[0].structure) is not None:
             modules[name]["structure"] = {"name": structure.name, "side": structure.side, "ratio": structure.ratio}
-    config: Any = QuasitileConfig(modules, tied)  # pyright: ignore[reportCallIssue]
+    shared = any(matrix.shared_axes is not None for matrix in tiled_matrices(model).values())
+    table = [name for name, kind, _ in coded_parameters(model) if kind == "embedding"]
+    config: Any = QuasitileConfig(modules, tied, table[0] if shared else "")  # pyright: ignore[reportCallIssue]
     model.config.quantization_config = config
     model.hf_quantizer = QuasitileQuantizer(config, pre_quantized=True)
     model._weight_conversions = []  # what Transformers renames and splits when it saves: nothing
