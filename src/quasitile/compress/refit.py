@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from quasitile.codec.block import CodedMatrix
 from quasitile.codec.packing import pack
-from quasitile.runtime import tiled_matrices
+from quasitile.compress.allocate import in_threads
+from quasitile.runtime import TiledMatrix, tiled_matrices
+
+MARGIN_BITS = 0.002  # a weight
 
 
 def pack_within(model: Any, limit_bytes: int) -> float:
     """Pack all trainable matrices so that together they take no more than a number of bytes.
 
     Training moves coefficients and with them their entropy. Where they outgrow the budget, all
-    steps grow by one common factor, found by bisection; where they do not, nothing is lost.
+    steps grow by one common factor until they fit; where they do not, nothing is lost.
 
     Args:
         model: Its trainable matrices are packed in place.
@@ -25,25 +29,26 @@ def pack_within(model: Any, limit_bytes: int) -> float:
     matrices = tiled_matrices(model)
     trainable = {name: matrix for name, matrix in matrices.items() if matrix.trainable}
     limit = limit_bytes - sum(m.payload.numel() for name, m in matrices.items() if name not in trainable)
+    if not trainable:
+        return 1.0
+    num_weights = sum(matrix.shape[0] * matrix.shape[1] for matrix in trainable.values())
+    workers = len(os.sched_getaffinity(0))
 
-    def packed(factor: float) -> tuple[int, dict[str, CodedMatrix]]:
-        coded = {name: matrix.coded(factor) for name, matrix in trainable.items()}
-        return sum(pack(c).numel() for c in coded.values()), coded
+    def packed(factor: float) -> tuple[int, list[CodedMatrix]]:
+        def pack_one(matrix: TiledMatrix) -> tuple[int, CodedMatrix]:
+            coded = matrix.coded(factor)
+            return pack(coded).numel(), coded
+
+        results = in_threads(pack_one, list(trainable.values()), workers, f"store {len(trainable)} matrices")
+        return sum(size for size, _ in results), [coded for _, coded in results]
 
     factor = 1.0
     size, coded = packed(factor)
-    low, high = 1.0, 1.05
-    while size > limit and trainable:
-        low, factor, high = factor, high, high * 1.3
+    while size > limit:
+        # A step twice as large saves at most a bit a weight; a little more, so that the next try fits.
+        excess = 8 * (size - limit) / num_weights + MARGIN_BITS
+        factor *= 2 ** min(2.0, 1.2 * excess)
         size, coded = packed(factor)
-    if factor > 1:
-        for _ in range(5):
-            middle = (low + factor) / 2
-            size, tried = packed(middle)
-            if size > limit:
-                low = middle
-            else:
-                factor, coded = middle, tried
-    for name, matrix in trainable.items():
-        matrix.pack(coded[name])
+    for matrix, result in zip(trainable.values(), coded, strict=True):
+        matrix.pack(result)
     return factor
