@@ -81,10 +81,13 @@ def compress(
     text: Text,
     size: Annotated[str | None, typer.Option("--size", help="25%, 4GB or 7B (parameters).")] = None,
     recipe: Annotated[str | None, typer.Option("--recipe", help="A preset's name (caldera, gptq, ...) or a YAML file.")] = None,
+    workers: Annotated[int | None, typer.Option("--workers", help="Processes (threads in memory); else one a core.")] = None,
+    ray: Annotated[str | None, typer.Option("--ray", help="Address of a Ray cluster: auto, local or host:port.")] = None,
     changes: Set = None,
 ) -> None:
-    """Tile, factorise, transform, truncate and store within a size."""
-    changes = [*(changes or ()), *([f"size='{size}'"] if size else ())]
+    """Tile, factorise, transform, truncate and store within a size; continues where it was killed if it works from disk."""
+    given = {"size": size, "workers": workers, "ray": ray}
+    changes = [*(changes or ()), *(f"{key}='{value}'" for key, value in given.items() if value is not None)]
     if recipe is None:
         show(quasitile.compress(model, out, text=text, settings=settings_of(quasitile.CompressSettings, changes)))
     elif quasitile.load_recipe(recipe).baseline.name == "none":

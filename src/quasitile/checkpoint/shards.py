@@ -158,13 +158,16 @@ def check_tensors(folder: str | Path) -> None:
 
 
 def tensor_headers(folder: str | Path) -> dict[str, dict[str, Any]]:
-    """Name -> `{"dtype", "shape", "num_bytes", "file"}` of every tensor, from the files' headers alone.
+    """Name -> `{"dtype", "shape", "num_bytes", "file", "start"}` of every tensor, from the files' headers alone.
+
+    Args:
+        folder: A model folder, or one safetensors file.
 
     Raises:
         InputError: A file is shorter than its header says, or its header is not readable.
     """
     tensors: dict[str, dict[str, Any]] = {}
-    for file in weight_files(folder):
+    for file in [Path(folder)] if Path(folder).is_file() else weight_files(folder):
         size = file.stat().st_size
         with file.open("rb") as data:
             head = data.read(8)
@@ -184,6 +187,7 @@ def tensor_headers(folder: str | Path) -> dict[str, dict[str, Any]]:
                         "shape": entry["shape"],
                         "num_bytes": stop - start,
                         "file": file.name,
+                        "start": 8 + length + start,
                     }
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 if isinstance(error, InputError):

@@ -113,19 +113,46 @@ def fit(points: NDArray[np.int64], num_states: int = 1, quantisers: NDArray | No
         quantisers: (M, N), see `codes_of`; nothing where there is no trellis.
         most: About so many codes decide the offset and the shape.
     """
-    values = points if num_states == 1 else points / 2
-    sizes = np.abs(values)
-    power = np.square(np.minimum(sizes, 1 + OUTLIER * sizes.mean()))  # no single code spoils its row and column
-    rows, columns, mean = power.mean(1) + PRIOR, power.mean(0) + PRIOR, power.mean() + PRIOR
-    # A rounded normal variable has a twelfth more power where the step is small against its spread.
-    row_levels = LEVEL_OCTAVE / 2 * np.log2(np.maximum(rows - rows.clip(0, 1) / 12, PRIOR / 2)) + LEVEL_CENTRE
-    column_levels = LEVEL_OCTAVE / 2 * np.log2(columns / mean) + COLUMN_CENTRE
+    sizes = np.abs(points if num_states == 1 else points / 2)
+    power = np.square(np.minimum(sizes, clip_at(sizes.mean())))
     stride = max(1, points.size // most)
     place = np.arange(0, points.size, stride | 1)  # an odd stride meets all columns
     row, column = np.divmod(place, points.shape[1])
-    level = np.rint(row_levels)[row] + np.rint(column_levels)[column] - COLUMN_CENTRE
     quantiser = 0 if quantisers is None else quantisers[row, column]
-    magnitude = np.minimum(np.ceil(sizes[row, column]).astype(int), bit_table(0).shape[2] - 1)
+    return chosen(power.mean(1), power.mean(0), row, column, sizes[row, column], quantiser, num_states)
+
+
+def clip_at(mean_size: float) -> float:
+    """The largest magnitude that counts in full, so that no single code spoils its row and column."""
+    return 1 + OUTLIER * mean_size
+
+
+def chosen(
+    row_power: NDArray,
+    column_power: NDArray,
+    row: NDArray,
+    column: NDArray,
+    sizes: NDArray,
+    quantiser: NDArray | int,
+    num_states: int,
+) -> Statistics:
+    """Statistics from the mean squares of rows (M,) and columns (N,); a sample of codes decides offset and shape.
+
+    Args:
+        row_power: Of every row.
+        column_power: Of every column.
+        row: Of each code of the sample.
+        column: Likewise.
+        sizes: Magnitudes of the sample, in steps.
+        quantiser: Of each code of the sample.
+        num_states: Of the trellis.
+    """
+    rows, columns, mean = row_power + PRIOR, column_power + PRIOR, row_power.mean() + PRIOR
+    # A rounded normal variable has a twelfth more power where the step is small against its spread.
+    row_levels = LEVEL_OCTAVE / 2 * np.log2(np.maximum(rows - rows.clip(0, 1) / 12, PRIOR / 2)) + LEVEL_CENTRE
+    column_levels = LEVEL_OCTAVE / 2 * np.log2(columns / mean) + COLUMN_CENTRE
+    level = np.rint(row_levels)[row] + np.rint(column_levels)[column] - COLUMN_CENTRE
+    magnitude = np.minimum(np.ceil(sizes).astype(int), bit_table(0).shape[2] - 1)
     offsets = range(-4, 3)
     cost = {
         (shape, offset): bit_table(shape)[quantiser, (level + offset).clip(0, NUM_LEVELS - 1).astype(int), magnitude].sum()

@@ -57,13 +57,14 @@ def estimated_bytes(coded: CodedMatrix) -> float:
         bits += entropy.code_bits(codes, quantisers, statistics)
         bits += 8 * len(encode_bytes(statistics.row_levels) + encode_bytes(statistics.column_levels))
     scales = len(encode_bytes(coded.row_scales.numpy()) + encode_bytes(coded.column_scales.numpy()))
-    corners = len(zlib.compress(_corners(coded.tiling).tobytes(), 9))
+    corners = len(zlib.compress(tile_corners(coded.tiling).tobytes(), 9))
     axes = sum(len(part) for part in _axes_parts(coded.axes))
     components = sum(block.rank for block in coded.blocks)
     return bits / 8 + HEADER.size + axes + scales + corners + 12 * len(coded.blocks) + 4 * components
 
 
-def _corners(tiling: Tiling) -> NDArray[np.uint32]:
+def tile_corners(tiling: Tiling) -> NDArray[np.uint32]:
+    """Row start, row stop, column start and column stop of every tile (T, 4)."""
     rows = [[t.row_start, t.row_stop, t.column_start, t.column_stop] for t in tiling.tiles]
     return np.array(rows, dtype="<u4").reshape(-1, 4)
 
@@ -120,7 +121,7 @@ def pack(coded: CodedMatrix) -> Tensor:
         spreads.append(spread)
     num_components = sum(block.rank for block in coded.blocks)
     scales = torch.cat([block.scale for block in coded.blocks]).to(torch.bfloat16).view(torch.uint16).numpy()
-    corners = zlib.compress(_corners(coded.tiling).tobytes(), 9)
+    corners = zlib.compress(tile_corners(coded.tiling).tobytes(), 9)
     residual = _residual(coded)
     transforms = list(TRANSFORMS)
     kind = 1 + transforms.index(coded.residual_transform) if residual is not None else 0

@@ -206,3 +206,24 @@ def solve(size_at: Callable[[float], float], target: float) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if size_at(2.0**middle) > target else (low, middle)
     return 2.0**high
+
+
+def describe_matrix(job: Job, coded: Coded, tiling: str) -> dict[str, Any]:
+    """The summary's line about one matrix."""
+    ranks = [block.rank for block in coded.matrix.blocks]
+    codes = [block.codes() for block in coded.matrix.blocks]
+    num_codes = sum(c.numel() for c in codes)
+    error = job.weight - decode_matrix(coded.matrix)
+    return {
+        "name": job.name,
+        "shape": list(job.weight.shape),
+        "tiling": tiling,
+        "num_tiles": len(ranks),
+        "mean_rank": sum(ranks) / len(ranks),
+        "max_rank": max(ranks),
+        "stored_bytes": coded.payload.numel(),
+        "bits_per_weight": 8 * coded.payload.numel() / job.weight.numel(),
+        "relative_squared_error": float(error.square().sum() / job.weight.square().sum().clamp_min(1e-30)),
+        "kept_share": sum(int((c != 0).sum()) for c in codes) / num_codes if num_codes else 0.0,
+        "predicted_damage_nats": coded.damage_nats,
+    }

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quasitile.compress.observe import OBSERVERS, ExpertWatch, Sums, observe_linear, separate_experts
+from quasitile.compress.observe import OBSERVERS, ExpertWatch, SharedInputs, Sums, observe_linear, separate_experts
 from quasitile.progress import track
 from quasitile.runtime import compressible_layers
 
@@ -51,8 +51,10 @@ def calibrate(model: Any, windows: Tensor, batch_size: int = 8, seed: int = 0) -
         hidden state. The sum is kept in its best separable form (rows times columns).
     """
     layers, tied = compressible_layers(model)
-    sums = {name: Sums(*layer.weight.shape) for name, layer in layers.items()}
-    heads = {head: Sums(*layers[source].weight.shape) for head, source in tied.items()}
+    shared = SharedInputs()
+    sums = {name: Sums(layer.weight.shape[0], layer.weight.shape[1], shared=shared) for name, layer in layers.items()}
+    shapes = {head: layers[source].weight.shape for head, source in tied.items()}
+    heads = {head: Sums(shape[0], shape[1]) for head, shape in shapes.items()}
     stacks: dict[Tensor, list[Sums]] = {}
     handles = []
     for name, layer in layers.items():
@@ -75,6 +77,7 @@ def calibrate(model: Any, windows: Tensor, batch_size: int = 8, seed: int = 0) -
                     loss = sampled_loss(outputs, generator)
                     model.zero_grad(set_to_none=True)
                     loss.backward()
+                shared.settle()
                 num_tokens += batch.numel()
     finally:
         for handle in handles:
@@ -82,8 +85,10 @@ def calibrate(model: Any, windows: Tensor, batch_size: int = 8, seed: int = 0) -
         model.zero_grad(set_to_none=True)
     for experts in stacks.values():
         share(experts)
+    means: dict[Sums, Tensor] = {}
     moments = {
-        name: _moments(total, [heads[h] for h, s in tied.items() if s == name], num_tokens) for name, total in sums.items()
+        name: moments_of(total, [heads[h] for h, s in tied.items() if s == name], num_tokens, means, shared)
+        for name, total in sums.items()
     }
     return priced(moments, {name for name, layer in layers.items() if layer.kind != "embedding"})
 
@@ -126,20 +131,39 @@ def share(experts: list[Sums]) -> None:
             expert.count += PRIOR_TOKENS
 
 
-def _moments(total: Sums, heads: list[Sums], num_tokens: int, damping: float = 0.02) -> Moments:
-    """Means from sums; outputs are damped by a share of their mean, so that nothing is free."""
+def moments_of(
+    total: Sums, heads: list[Sums], num_tokens: int, means: dict[Sums, Tensor], shared: SharedInputs, damping: float = 0.02
+) -> Moments:
+    """Means from sums; outputs are damped by a share of their mean, so that nothing is free.
+
+    Args:
+        total: Of a matrix.
+        heads: Of the heads that share it.
+        num_tokens: Of the calibration text.
+        means: Of inputs met so far, for those that meet the same; filled.
+        shared: Which do.
+        damping: The share.
+    """
     if total.frequencies.any():
         frequencies = (total.frequencies + 1) / (num_tokens + len(total.frequencies))
         gradients = total.gradients / num_tokens
-        inputs, outputs = gradients.clone(), frequencies * gradients.diagonal().mean()
+        inputs, outputs = gradients.clone(), frequencies * mean_power(gradients, total)
         for head in heads:
             hidden, squares = head.inputs / num_tokens, head.outputs / num_tokens
             inputs += squares.sum() * hidden
-            outputs += squares * hidden.diagonal().mean()
-        inputs /= inputs.diagonal().mean().clamp_min(1e-30)
+            outputs += squares * mean_power(hidden, total)
+        inputs /= mean_power(inputs, total).clamp_min(1e-30)
     else:
-        inputs, outputs = total.inputs / max(total.count, 1), total.outputs / num_tokens
+        leader = shared.leader_of(total)
+        if leader not in means:
+            means[leader] = leader.inputs / max(leader.count, 1)
+        inputs, outputs = means[leader], total.outputs / num_tokens
     return Moments(inputs, outputs + damping * outputs.mean().clamp_min(1e-30))
+
+
+def mean_power(moment: Tensor, sums: Sums) -> Tensor:
+    """Mean diagonal of a second moment, in one block or several."""
+    return moment.diagonal(dim1=-2, dim2=-1).sum() / sums.edges[-1]
 
 
 def priced(moments: dict[str, Moments], usual: set[str]) -> dict[str, Moments]:

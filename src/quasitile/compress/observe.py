@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -17,21 +18,112 @@ from quasitile.runtime import Place
 
 
 class Sums:
-    """Running sums of one matrix."""
+    """Running sums of one matrix.
 
-    def __init__(self, num_rows: int, num_columns: int) -> None:
-        self.inputs = torch.zeros(num_columns, num_columns)
+    Args:
+        num_rows: M.
+        num_columns: N.
+        edges: Where the diagonal blocks of the second moments begin and end, 0 and N included; without, one block.
+        shared: What finds matrices that meet the same inputs.
+
+    Attributes:
+        inputs: (N, N) sum over what meets the columns; with several blocks (K, W, W), padded with zeros.
+        outputs: (M,) sums of squared gradients.
+        count: Of vectors that met the columns.
+        gradients: Like `inputs`, of the gradients at an embedding's output.
+        frequencies: (M,) of an embedding's rows.
+    """
+
+    def __init__(
+        self, num_rows: int, num_columns: int, edges: list[int] | None = None, shared: SharedInputs | None = None
+    ) -> None:
+        self.edges = edges or [0, num_columns]
+        self.shared = shared
         self.outputs = torch.zeros(num_rows)
-        self.count = 0  # of vectors that met the columns
-        self.gradients = torch.zeros(num_columns, num_columns)  # of an embedding
-        self.frequencies = torch.zeros(num_rows)  # of an embedding's rows
+        self.count = 0
+        self.frequencies = torch.zeros(num_rows)
+        self._inputs: Tensor | None = None
+        self._gradients: Tensor | None = None
+
+    @property
+    def inputs(self) -> Tensor:
+        """See above."""
+        if self._inputs is None:
+            self._inputs = self._zeros()
+        return self._inputs
+
+    @inputs.setter
+    def inputs(self, value: Tensor) -> None:
+        self._inputs = value
+
+    @property
+    def gradients(self) -> Tensor:
+        """See above."""
+        if self._gradients is None:
+            self._gradients = self._zeros()
+        return self._gradients
+
+    def add_inputs(self, x: Tensor, source: Tensor | None = None, count: int | None = None) -> None:
+        """Add vectors (T, N), unless another matrix that meets the same ones has.
+
+        Args:
+            x: The vectors.
+            source: The tensor that they are taken from, by which others are known to meet the same.
+            count: How many of them count, or all.
+        """
+        self.count += len(x) if count is None else count
+        if self.shared is None or source is None or self.shared.leader(self, source) is self:
+            self._add(self.inputs, x)
+
+    def add_gradients(self, g: Tensor) -> None:
+        """Add gradients (T, N) at an embedding's output."""
+        self._add(self.gradients, g)
+
+    def _zeros(self) -> Tensor:
+        width = max(stop - start for start, stop in pairwise(self.edges))
+        return torch.zeros(width, width) if len(self.edges) == 2 else torch.zeros(len(self.edges) - 1, width, width)
+
+    def _add(self, total: Tensor, x: Tensor) -> None:
+        if total.ndim == 2:
+            total.addmm_(x.T, x)
+            return
+        for block, (start, stop) in zip(total, pairwise(self.edges), strict=True):
+            part = x[:, start:stop]
+            block[: stop - start, : stop - start].addmm_(part.T, part)
+
+
+class SharedInputs:
+    """Finds matrices that meet the same inputs, in the first batch; one of each group keeps the sum for all."""
+
+    def __init__(self) -> None:
+        self._leaders: dict[Sums, Sums] = {}
+        self._seen: list[tuple[Tensor, Sums]] = []  # tensors are held, so that none can take another's place
+
+    def leader(self, sums: Sums, source: Tensor) -> Sums:
+        """The one that keeps the sum."""
+        if sums not in self._leaders:
+            same = (first for tensor, first in self._seen if tensor is source and first.edges == sums.edges)
+            self._leaders[sums] = next(same, sums)
+            self._seen.append((source, sums))
+        return self._leaders[sums]
+
+    def settle(self) -> None:
+        """The first batch is over: let its tensors go."""
+        self._seen.clear()
+
+    def leader_of(self, sums: Sums) -> Sums:
+        """The one that kept the sum of these."""
+        leader = self._leaders.get(sums, sums)
+        assert leader.count == sums.count, "two matrices met the same inputs at first and others later"
+        return leader
 
 
 def observe_linear(sums: Sums, _place: Place) -> Callable:
     """For `(..., N) -> (..., M)`, whichever way the weight is stored."""
 
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-        _note(sums, _input(args, kwargs).detach().float().flatten(0, -2), output, lambda g: g.flatten(0, -2))
+        x = _input(args, kwargs)
+        _note(sums, x.detach().float().flatten(0, -2), output, lambda g: g.flatten(0, -2), x)
 
     return hook
 
@@ -62,20 +154,26 @@ def observe_embedding(sums: Sums, place: Place) -> Callable:
 
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         token_ids = _input(args, kwargs)
-        sums.frequencies += torch.bincount(token_ids.flatten(), minlength=len(sums.frequencies))
-        sums.count += token_ids.numel()
-        scale = 1.0
-        if not plain:
-            rows = place.weight.detach()[token_ids]
-            scale = float((output.detach() * rows).sum() / rows.square().sum().clamp_min(1e-30))
-
-        def with_gradient(gradient: Tensor) -> None:
-            flat = scale * gradient.float().flatten(0, -2)
-            sums.gradients.add_(flat.T @ flat)
-
-        output.register_hook(with_gradient)
+        note_embedding(sums, token_ids, None if plain else place.weight.detach()[token_ids], output)
 
     return hook
+
+
+def note_embedding(sums: Sums, token_ids: Tensor, rows: Tensor | None, output: Tensor) -> None:
+    """Add a look-up.
+
+    Args:
+        sums: Of the table.
+        token_ids: (B, T).
+        rows: What the table holds for them (B, T, N), where the module scales it.
+        output: (B, T, N) of the module.
+    """
+    sums.frequencies += torch.bincount(token_ids.flatten(), minlength=len(sums.frequencies))
+    sums.count += token_ids.numel()
+    scale = 1.0
+    if rows is not None:
+        scale = float((output.detach() * rows).sum() / rows.square().sum().clamp_min(1e-30))
+    output.register_hook(lambda gradient: sums.add_gradients(scale * gradient.float().flatten(0, -2)))
 
 
 OBSERVERS: dict[str, Callable[[Sums, Place], Callable]] = {
@@ -90,10 +188,9 @@ def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     return args[0] if args else next(iter(kwargs.values()))
 
 
-def _note(sums: Sums, x: Tensor, output: Tensor, flattened: Callable[[Tensor], Tensor]) -> None:
+def _note(sums: Sums, x: Tensor, output: Tensor, flattened: Callable[[Tensor], Tensor], source: Tensor | None = None) -> None:
     """Add inputs (T, N) now, and gradients at the outputs, `flattened` to (T, M), when they come."""
-    sums.inputs += x.T @ x
-    sums.count += len(x)
+    sums.add_inputs(x, source)
 
     def with_gradient(gradient: Tensor) -> None:
         sums.outputs.add_(flattened(gradient.float()).square().sum(0))
@@ -146,10 +243,11 @@ class ExpertWatch(TorchFunctionMode):
 
 def _note_expert(sums: Sums, x: Tensor, output: Tensor, index: int | None, rows_are_outputs: bool) -> None:
     x = x.detach().float().reshape(-1, x.shape[-1])
-    sums.count += int(x.any(-1).sum())  # where all experts get all tokens, those of others are zero
+    count = int(x.any(-1).sum())  # where all experts get all tokens, those of others are zero
     if rows_are_outputs:
-        sums.inputs += x.T @ x
+        sums.add_inputs(x, count=count)
     else:
+        sums.count += count
         sums.outputs += x.square().sum(0)
 
     def with_gradient(gradient: Tensor) -> None:
@@ -157,7 +255,7 @@ def _note_expert(sums: Sums, x: Tensor, output: Tensor, index: int | None, rows_
         if rows_are_outputs:
             sums.outputs.add_(flat.square().sum(0))
         else:
-            sums.inputs.add_(flat.T @ flat)
+            sums.add_inputs(flat, count=0)
 
     if output.requires_grad:
         output.register_hook(with_gradient)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 from xml.sax.saxutils import escape
 
-from quasitile.codec.block import Tile, Tiling
+from quasitile.codec.block import Block, CodedMatrix, Tile, Tiling
+from quasitile.codec.packing import code_bits
 
 # Light enough for dark lines between them, and apart for colour-blind readers (after Paul Tol's "light" scheme).
 COLOURS = ("#77aadd", "#ee8866", "#eedd88", "#44bb99", "#ffaabb", "#99ddff", "#bbcc33", "#c5a3d9")
@@ -86,3 +88,21 @@ def _legend(counts: Counter[tuple[int, int]], colours: dict[tuple[int, int], str
             f"{100 * covered / area:.1f} % of the area</text>\n"
         )
     return text, LINE * len(lines)
+
+
+def layout(name: str, stored: CodedMatrix) -> dict[str, Any]:
+    """The layout of one matrix: a row a tile, for the report."""
+    tiles = [
+        [t.row_start, t.row_stop, t.column_start, t.column_stop, block.rank, round(tile_bits(block) / 8)]
+        for t, block in zip(stored.tiling.tiles, stored.blocks, strict=True)
+    ]
+    return {"name": name, "shape": list(stored.tiling.shape), "tiles": tiles}
+
+
+def tile_bits(block: Block) -> float:
+    """About the bits of one tile's codes, from their entropy."""
+    bits = sum(code_bits(codes) for codes in (block.left, block.right) if codes.numel())
+    if block.residual is not None:
+        counts = block.residual.unique(return_counts=True)[1].double()
+        bits -= float((counts * (counts / counts.sum()).log2()).sum())
+    return bits

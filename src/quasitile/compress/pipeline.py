@@ -9,23 +9,25 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from quasitile.checkpoint import check_tensors, stored_bytes, tensor_headers
-from quasitile.codec.block import Block
-from quasitile.codec.factors import SVDS, code_bits
+from quasitile.codec.factors import SVDS
 from quasitile.codec.machine import STATES
-from quasitile.codec.matrix import INPUTS, PRICES, Coding, decode_matrix
+from quasitile.codec.matrix import INPUTS, PRICES, Coding
 from quasitile.codec.packing import unpack
 from quasitile.codec.spectrum import TRANSFORMS, TRUNCATIONS
 from quasitile.codec.structure import STRUCTURES
 from quasitile.codec.tiling import TILINGS
-from quasitile.compress.allocate import Coded, Job, allocate
+from quasitile.compress.allocate import Coded, Job, allocate, describe_matrix
 from quasitile.compress.calibrate import Moments, calibrate
+from quasitile.compress.from_shards import compress_from_shards, wants_stream
 from quasitile.compress.layout import deflate_where_it_pays
 from quasitile.compress.modular import MODULES
 from quasitile.compress.numbers import number_share, structure_for, with_share
 from quasitile.compress.order import ORDERS, reorder
+from quasitile.compress.picture import layout
+from quasitile.compress.pieces import NotAStack
 from quasitile.compress.size import BITS_OF_NUMBER, parse_size
 from quasitile.compress.stream import AxesSettings, stream_axes
 from quasitile.compress.text import read_texts, token_windows
@@ -82,6 +84,26 @@ class CalibrationSettings(Settings):
     num_windows: int = Field(default=96, ge=1)
     num_tokens: int = Field(default=256, ge=2, description="a window")
     batch_size: int = Field(default=8, ge=1)
+    stream: Literal["auto", "yes", "no"] = Field(
+        default="auto", description="one layer at a time from disk; auto: where the model would fill the memory"
+    )
+    propagate: Literal["original", "compressed"] = Field(
+        default="original", description="whether the layers before one count as they were, or as coded (streamed)"
+    )
+    moment_bytes: int = Field(
+        default=64 * 2**20, ge=2**12, description="a larger second moment is kept as diagonal blocks of so many (streamed)"
+    )
+
+    @field_validator("stream", mode="before")
+    @classmethod
+    def _yes_is_a_word(cls, value: object) -> object:
+        return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value  # YAML reads yes as true
+
+    @model_validator(mode="after")
+    def _compressed_is_streamed(self) -> CalibrationSettings:
+        if self.propagate == "compressed" and self.stream == "no":
+            raise ValueError("propagate=compressed works layer by layer; leave stream at auto, or set it to yes")
+        return self
 
 
 class CompressSettings(Settings):
@@ -118,7 +140,8 @@ class CompressSettings(Settings):
     alternations: int = Field(default=0, ge=0, description="rounds of fitting the residual and the factors in turn")
     inputs: Literal[*INPUTS] = Field(default="correlated", description="what is known of the inputs")  # type: ignore[valid-type]
     prices: Literal[*PRICES] = Field(default="rows", description="output gradients count by row, by matrix or not")  # type: ignore[valid-type]
-    workers: int = Field(default=0, ge=0, description="threads; 0 for one a core")
+    workers: int = Field(default=0, ge=0, description="threads, or processes where the model is streamed; 0 for one a core")
+    ray: str = Field(default="", description="address of a Ray cluster (auto, local, host:port) that codes a streamed model")
     seed: int = 0
 
     @model_validator(mode="after")
@@ -184,6 +207,15 @@ def compress(
         InputError: The model cannot be used, or the size cannot be met.
     """
     settings = settings or CompressSettings()
+    if not is_compressed(model) and wants_stream(model, settings):
+        try:
+            return compress_from_shards(Path(model), Path(out), Path(text), settings, lambda share: coding_for(settings, share))
+        except NotAStack as reason:
+            if settings.calibration.stream == "yes":
+                raise InputError(f"{model} cannot be streamed: {reason}; set calibration.stream to no") from reason
+            say(f"  not streamed: {reason}")
+    if settings.ray:
+        say("  ray is not used: the model is not streamed (set calibration.stream to yes)")
     dense, tokenizer, layers, tied = open_original(model, settings.skip)
     num_parameters = sum(parameter.numel() for parameter in dense.parameters())
     original_bytes = num_parameters * BITS_OF_BF16 // 8
@@ -239,10 +271,13 @@ def compress(
             "predicted_damage_nats": sum(result.damage_nats for result in coded.values()),
             "step": step if step < float("inf") else None,
             "calibration_tokens": windows.numel(),
-            "matrices": [describe_matrix(job, coded[job.name], settings) for job in jobs],
+            "matrices": [describe_matrix(job, coded[job.name], settings.tiling.name) for job in jobs],
         }
         largest = max(jobs, key=lambda job: len(job.tiling.tiles) if min(job.weight.shape) > settings.tiling.short else 0)
-        write_json(stage.path / "picture.json", picture(largest, coded[largest.name]))
+        write_json(
+            stage.path / "picture.json",
+            layout(largest.name, unpack(coded[largest.name].payload, shared=coded[largest.name].matrix.axes)),
+        )
     say(f"  {human_bytes(original_bytes)} in bf16 -> {human_bytes(stage.summary['stored_bytes'])}")
     return stage.summary
 
@@ -351,43 +386,3 @@ def check_weights(folder: str | Path, model: Any, layers: dict[str, Place]) -> N
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             file = f"{folder}/{headers[name]['file']}" if name in headers else str(folder)
             raise InputError(f"{file}: {name} holds NaN or infinite values; the checkpoint is damaged, copy it again")
-
-
-def describe_matrix(job: Job, coded: Coded, settings: CompressSettings) -> dict[str, Any]:
-    """The summary's line about one matrix."""
-    ranks = [block.rank for block in coded.matrix.blocks]
-    codes = [block.codes() for block in coded.matrix.blocks]
-    num_codes = sum(c.numel() for c in codes)
-    error = job.weight - decode_matrix(coded.matrix)
-    return {
-        "name": job.name,
-        "shape": list(job.weight.shape),
-        "tiling": settings.tiling.name,
-        "num_tiles": len(ranks),
-        "mean_rank": sum(ranks) / len(ranks),
-        "max_rank": max(ranks),
-        "stored_bytes": coded.payload.numel(),
-        "bits_per_weight": 8 * coded.payload.numel() / job.weight.numel(),
-        "relative_squared_error": float(error.square().sum() / job.weight.square().sum().clamp_min(1e-30)),
-        "kept_share": sum(int((c != 0).sum()) for c in codes) / num_codes if num_codes else 0.0,
-        "predicted_damage_nats": coded.damage_nats,
-    }
-
-
-def picture(job: Job, coded: Coded) -> dict[str, Any]:
-    """The layout of one matrix: a row a tile, for the report."""
-    stored = unpack(coded.payload, shared=coded.matrix.axes)
-    tiles = [
-        [t.row_start, t.row_stop, t.column_start, t.column_stop, block.rank, round(tile_bits(block) / 8)]
-        for t, block in zip(stored.tiling.tiles, stored.blocks, strict=True)
-    ]
-    return {"name": job.name, "shape": list(stored.tiling.shape), "tiles": tiles}
-
-
-def tile_bits(block: Block) -> float:
-    """About the bits of one tile's codes, from their entropy."""
-    bits = sum(code_bits(codes) for codes in (block.left, block.right) if codes.numel())
-    if block.residual is not None:
-        counts = block.residual.unique(return_counts=True)[1].double()
-        bits -= float((counts * (counts / counts.sum()).log2()).sum())
-    return bits

@@ -116,6 +116,28 @@ def convert(model: nn.Module, coded: dict[str, CodedMatrix], tied: dict[str, str
     return model
 
 
+def convert_to_sizes(model: nn.Module, num_bytes: dict[str, int], tied: dict[str, str]) -> nn.Module:
+    """Replace layers of a model on the meta device by coded ones of which only the sizes are known.
+
+    Args:
+        model: Changed in place.
+        num_bytes: Layer name -> bytes of its coded matrix.
+        tied: As for `convert`.
+    """
+    layers, _ = compressible_layers(model)
+    parameters: dict[tuple[str, str, str], list[TiledMatrix]] = {}
+    for name, place in layers.items():
+        with torch.device("meta"):
+            matrix = TiledMatrix((place.weight.shape[0], place.weight.shape[1]), num_bytes[name], place.tensor.dtype)
+        matrix.loading = True
+        parameters.setdefault((place.path, place.parameter, place.kind), []).append(matrix)
+    for (path, parameter, kind), matrices in parameters.items():
+        substitute(model, path, parameter, kind, matrices)
+    _tie(model, tied)
+    describe(model, tied)
+    return model
+
+
 def describe(model: Any, tied: dict[str, str]) -> None:
     """Write the coded layers into the model's configuration and give it its quantiser."""
     modules: dict[str, dict[str, Any]] = {}

@@ -1,0 +1,281 @@
+"""A model run one piece at a time: what comes before its stack of layers, each layer, and what comes after.
+
+The model's own `forward` does the work, so masks, positions and anything else that a layer is given are
+what they are in the whole model; only the layers that are not wanted are passed over, and its table
+and its head are read row by row and never held.
+
+B batch, T tokens, D hidden, M rows of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quasitile.compress.calibrate import without_cache
+from quasitile.compress.observe import Sums, note_embedding
+from quasitile.errors import InputError
+from quasitile.runtime.skeleton import Skeleton
+
+CHUNK_NUMBERS = 1 << 24  # of a weight that is read row by row, in memory at a time
+RESIDENT_NUMBERS = 1 << 28  # of a layer; the linear layers of a larger one are read row by row too
+
+
+class NotAStack(InputError):
+    """The model is no plain stack of layers, each fed by the one before it alone."""
+
+
+class _Captured(Exception):
+    """What a piece gave; ends the model's forward pass there."""
+
+
+class Pieces:
+    """The pieces of a model.
+
+    Args:
+        skeleton: The model, without its weights.
+
+    Raises:
+        NotAStack: It has no stack of layers that can be run one after another.
+    """
+
+    def __init__(self, skeleton: Skeleton) -> None:
+        self.skeleton, self.model = skeleton, skeleton.model
+        self.path, self.layers = find_stack(self.model)
+        self.embedding: Any = self.model.get_input_embeddings()
+        head = self.model.get_output_embeddings()
+        self.head = next((name for name, module in self.model.named_modules() if module is head), None) if head else None
+        if self.head is not None and self._head_key() is None:
+            self.head = None
+        inside = set(skeleton.under(self.path))
+        names = {module: name for name, module in self.model.named_modules()}
+        self.embedding_name = names[self.embedding]
+        apart = {f"{self.embedding_name}.weight"} | ({f"{self.head}.weight"} if self.head else set())
+        matrices = {skeleton.tensor_name(layer) for layer in skeleton.layers} | skeleton.converted
+        self.outside = [name for name in skeleton.sources if name in matrices and name not in inside | apart]
+        if skeleton.direct(self.embedding_name) is None:
+            raise NotAStack(f"the table of {self.embedding_name} is not stored as it is used")
+        self._unloaded: dict[str, str] = {}
+        self.in_tuples = self._probe()
+
+    def _head_key(self) -> str | None:
+        """The tensor in the files that is the head's weight."""
+        assert self.head is not None
+        layer = self.skeleton.tied.get(self.head, self.head)
+        return self.skeleton.direct(layer) if layer in self.skeleton.layers else None
+
+    def _probe(self) -> bool:
+        """Whether layers give tuples; also checks that each is fed by the one before it alone, once and in order.
+
+        Raises:
+            NotAStack: They are not.
+        """
+        batch = torch.zeros(1, 2, dtype=torch.long)
+        for in_tuples in (False, True):
+            order: list[int] = []
+            state: dict[str, Any] = {"hidden": None, "fits": True}
+
+            def passed(index: int, hidden: Any, args: tuple, kwargs: dict, order: list = order, state: dict = state) -> Tensor:
+                order.append(index)
+                same = state["hidden"] is None or hidden is state["hidden"]
+                shaped = isinstance(hidden, Tensor) and hidden.is_floating_point() and hidden.ndim == 3
+                others = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+                state["fits"] &= same and shaped and not any(other.requires_grad for other in others)
+                if not state["fits"] or index == len(self.layers) - 1:
+                    raise _Captured
+                state["hidden"] = hidden * 1.0
+                return state["hidden"]
+
+            try:
+                with torch.enable_grad(), self._stubbed(passed, in_tuples):
+                    self.model(batch, **without_cache(self.model))
+            except _Captured:
+                pass
+            except (IndexError, RuntimeError, TypeError, ValueError, AttributeError):
+                continue
+            if state["fits"] and order == list(range(len(self.layers))):
+                return in_tuples
+        raise NotAStack(f"the layers of {self.path} are not fed by one another alone")
+
+    @contextmanager
+    def _stubbed(self, passed: Callable, in_tuples: bool) -> Iterator[None]:
+        """Every layer replaced by `passed(index, hidden, args, kwargs)`, the table by zeros, the head by reading its rows."""
+
+        def stub(index: int) -> Callable:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                if args:
+                    hidden, args = args[0], args[1:]
+                else:
+                    hidden = kwargs.pop("hidden_states", None)
+                out = passed(index, hidden, args, kwargs)
+                return (out,) if in_tuples else out
+
+            return forward
+
+        def table(token_ids: Tensor, *_: Any, **__: Any) -> Tensor:
+            return torch.zeros(*token_ids.shape, self.embedding.embedding_dim, requires_grad=torch.is_grad_enabled())
+
+        replaced: dict[nn.Module, Callable] = {layer: stub(index) for index, layer in enumerate(self.layers)}
+        replaced[self.embedding] = table
+        if self.head is not None:
+            replaced[self.model.get_submodule(self.head)] = self._from_rows(self.head, self._head_key())
+        for name, key in self._unloaded.items():
+            replaced[self.model.get_submodule(name)] = self._from_rows(name, key)
+        with _forwards(replaced):
+            yield
+
+    def _from_rows(self, name: str, key: str | None) -> Callable:
+        """The `forward` of a linear layer whose weight stays on disk."""
+        module: Any = self.model.get_submodule(name)
+        return lambda x: _FromRows.apply(x, self.skeleton.reader, key, module.bias)
+
+    def load_layer(self, index: int) -> None:
+        """Read the weights of a layer; of one that is very large only those that are not used row by row."""
+        skeleton, path = self.skeleton, f"{self.path}.{index}"
+        names = skeleton.under(path)
+        mine = {name: place for name, place in skeleton.layers.items() if name.startswith(f"{path}.")}
+        if sum(place.weight.numel() for place in mine.values()) > RESIDENT_NUMBERS:
+            plain = [
+                n for n, place in mine.items() if place.kind == "linear" and type(place.module).forward is nn.Linear.forward
+            ]
+            self._unloaded = {name: key for name in plain if (key := skeleton.direct(name)) is not None}
+            names = [name for name in names if name.removesuffix(".weight") not in self._unloaded]
+        skeleton.load(names)
+
+    def drop(self) -> None:
+        """Forget the weights of the piece."""
+        self._unloaded = {}
+        self.skeleton.drop()
+
+    def _run(self, batch: Tensor, passed: Callable) -> Any:
+        """The whole forward pass with these layers, or what a piece captured."""
+        try:
+            with self._stubbed(passed, self.in_tuples):
+                return self.model(batch, **without_cache(self.model))
+        except _Captured as captured:
+            return captured.args[0]
+
+    def before(self, batch: Tensor, sums: Sums | None = None) -> Tensor:
+        """What the first layer is given (B, T, D); the weights outside the stack must be loaded.
+
+        Args:
+            batch: (B, T) token ids.
+            sums: Of the table; then gradients flow back to its output and are added.
+        """
+        key = self.skeleton.direct(self.embedding_name)
+        assert key is not None
+        ids, places = batch.unique(return_inverse=True)
+        rows = torch.cat([self.skeleton.reader.rows(key, int(row), int(row) + 1) for row in ids]).float()
+        kept = self.embedding._parameters["weight"], self.embedding.padding_idx
+        original = type(self.embedding).forward
+        plain = original is nn.Embedding.forward
+
+        def table(_token_ids: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            self.embedding._parameters["weight"] = nn.Parameter(rows, requires_grad=sums is not None)
+            self.embedding.padding_idx = None
+            try:
+                out = original(self.embedding, places, *args, **kwargs)
+            finally:
+                self.embedding._parameters["weight"], self.embedding.padding_idx = kept
+            if sums is not None:
+                note_embedding(sums, batch, None if plain else rows[places], out)
+            return out
+
+        def passed(_index: int, hidden: Tensor, _args: tuple, _kwargs: dict) -> Tensor:
+            raise _Captured(hidden)
+
+        try:
+            with self._stubbed(passed, self.in_tuples), _forwards({self.embedding: table}):
+                self.model(batch, **without_cache(self.model))
+        except _Captured as captured:
+            return captured.args[0]
+        raise AssertionError("no layer was called")
+
+    def layer(self, index: int, batch: Tensor, hidden: Tensor) -> Tensor:
+        """What a layer makes of its input (B, T, D); its weights must be loaded."""
+        module = self.layers[index]
+
+        def passed(at: int, given: Tensor, args: tuple, kwargs: dict) -> Tensor:
+            if at < index:
+                return given
+            out = type(module).forward(module, hidden, *args, **kwargs)
+            raise _Captured(out[0] if isinstance(out, tuple) else out)
+
+        return self._run(batch, passed)
+
+    def after(self, batch: Tensor, hidden: Tensor) -> Any:
+        """The model's outputs from what the last layer gave (B, T, D); the weights outside the stack must be loaded."""
+        last = len(self.layers) - 1
+        return self._run(batch, lambda index, given, _args, _kwargs: hidden if index == last else given)
+
+
+def find_stack(model: Any) -> tuple[str, list[nn.Module]]:
+    """The longest list of layers by parameters, and its name.
+
+    Raises:
+        NotAStack: There is none, or it holds less than half of the parameters outside table and head.
+    """
+    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module)]
+    apart = {
+        id(parameter)
+        for end in (model.get_input_embeddings(), model.get_output_embeddings())
+        if end
+        for parameter in end.parameters()
+    }
+
+    def size(module: nn.Module) -> int:
+        return sum(parameter.numel() for parameter in module.parameters() if id(parameter) not in apart)
+
+    if not lists:
+        raise NotAStack("the model has no list of layers")
+    path, stack = max(lists, key=lambda entry: size(entry[1]))
+    if 2 * size(stack) < size(model):
+        raise NotAStack(f"the layers of {path} are less than half of the model")
+    return path, list(stack)
+
+
+@contextmanager
+def _forwards(replaced: dict[nn.Module, Callable]) -> Iterator[None]:
+    """Other `forward` methods for some modules, hooks included."""
+    before = {module: module.__dict__.get("forward") for module in replaced}
+    for module, forward in replaced.items():
+        module.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        for module, forward in before.items():
+            if forward is None:
+                del module.__dict__["forward"]
+            else:
+                module.__dict__["forward"] = forward
+
+
+class _FromRows(torch.autograd.Function):
+    """`x W^T + b` with the rows of W read from disk as they are needed, forwards and backwards."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, reader: Any, key: str, bias: Tensor | None) -> Tensor:
+        ctx.reader, ctx.key = reader, key
+        num_rows, width = reader.shape(key)
+        out = x.new_empty(*x.shape[:-1], num_rows)
+        for start, stop in _chunks(num_rows, width):
+            out[..., start:stop] = x @ reader.rows(key, start, stop).to(x.dtype).T
+        return out if bias is None else out + bias
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        (gradient,) = gradients
+        num_rows, width = ctx.reader.shape(ctx.key)
+        out = gradient.new_zeros(*gradient.shape[:-1], width)
+        for start, stop in _chunks(num_rows, width):
+            out += gradient[..., start:stop] @ ctx.reader.rows(ctx.key, start, stop).to(gradient.dtype)
+        return out, None, None, None
+
+
+def _chunks(num_rows: int, width: int) -> Iterator[tuple[int, int]]:
+    size = max(1, CHUNK_NUMBERS // width)
+    return ((start, min(start + size, num_rows)) for start in range(0, num_rows, size))
