@@ -17,7 +17,7 @@ from quasitile.codec.block import Tile, Tiling
 from quasitile.codec.entropy import MAX_ESCAPE, Statistics, chosen, clip_at, encode_bytes, encode_tile
 from quasitile.codec.machine import codes_of, points_of
 from quasitile.codec.matrix import row_bands
-from quasitile.codec.packing import HEADER, MAGIC, tile_corners
+from quasitile.codec.packing import HEADER, MAGIC, NO_AXES, tile_corners
 from quasitile.codec.spectrum import TRANSFORMS
 
 IN_MEMORY_BYTES = 1 << 28
@@ -96,9 +96,8 @@ class CodeStore:
             first = -(-start * width // stride) * stride
             row, column = np.divmod(np.arange(first, (start + len(codes)) * width, stride), width)
             picked.append((row, column, sizes[row - start, column], quantisers[row - start, column]))
-        return chosen(
-            rows, columns / self.shape[0], *(np.concatenate(parts) for parts in zip(*picked, strict=True)), self.num_states
-        )
+        row, column, sizes, quantisers = (np.concatenate(parts) for parts in zip(*picked, strict=True))
+        return chosen(rows, columns / self.shape[0], row, column, sizes, quantisers, self.num_states)
 
 
 def grouped_bands(tiling: Tiling, num_rows: int) -> Iterator[tuple[slice, list[Tile]]]:
@@ -147,7 +146,7 @@ def pack_plain(
         corners = zlib.compress(tile_corners(tiling).tobytes(), 9)
         names = list(TRANSFORMS)
         kinds = names.index(transform), 1 + names.index("identity"), store.num_states
-        out.write(HEADER.pack(MAGIC, *tiling.shape, num_tiles, 0, len(corners), *kinds, unit))
+        out.write(HEADER.pack(MAGIC, *tiling.shape, num_tiles, 0, len(corners), *kinds, NO_AXES, unit))
         out.write(encode_bytes(row_codes.numpy()) + encode_bytes(column_codes.numpy()) + corners)
         out.write(bytes(2 * num_tiles) + bytes(4 * num_tiles))
         out.write(bytes([statistics.shape]) + encode_bytes(statistics.row_levels) + encode_bytes(statistics.column_levels))

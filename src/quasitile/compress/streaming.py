@@ -131,7 +131,7 @@ def backwards_from_loss(walk: Walk) -> None:
     sums, shared = Unit.of(walk, names), SharedInputs()
     heads, num_rows = {}, 1
     if pieces.head is not None:
-        owner = skeleton.tied.get(pieces.head, pieces.head)
+        owner = skeleton.tied.get(pieces.head) or pieces.head
         num_rows = skeleton.layers[owner].weight.shape[0]
         if owner != pieces.head:
             heads[pieces.head] = sums.new(owner, shared)
