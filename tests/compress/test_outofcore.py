@@ -49,7 +49,7 @@ def test_it_is_as_good_as_in_memory(model_folder, text_file, tmp_path, form):
     in_memory = compress(model_folder, tmp_path / "in_memory", text=text_file, settings=settings({"stream": "no"}, **form))
     assert streamed.keys() == in_memory.keys()
     assert [row.keys() for row in streamed["matrices"]] == [row.keys() for row in in_memory["matrices"]]
-    assert streamed["predicted_damage_nats"] == pytest.approx(in_memory["predicted_damage_nats"], rel=0.06)
+    assert streamed["predicted_damage_nats"] <= 1.06 * in_memory["predicted_damage_nats"]
     assert streamed["stored_bytes"] == stored_bytes(tmp_path / "streamed")
     if streamed["target_bytes"]:
         assert 0.97 * streamed["target_bytes"] < streamed["stored_bytes"] <= streamed["target_bytes"]
