@@ -36,12 +36,13 @@ def sharded(tokenizer, tmp_path):
 def refuses(quasitile, text_file, tmp_path):
     """`compress` says these words, and an earlier result stays as it was."""
 
-    def check(model, *parts, text=text_file, fresh=True):
+    def check(model, *parts, text=text_file, fresh=True, more=()):
         out = tmp_path / "out"
         if not fresh:
             out.mkdir()
             (out / "provenance.json").write_text('{"stage": "compress"}')
-        refused(quasitile("compress", model, out, "--text", text, "--set", "calibration.num_tokens=32"), *map(str, parts))
+        command = ("compress", model, out, "--text", text, "--set", "calibration.num_tokens=32", *more)
+        refused(quasitile(*command), *map(str, parts))
         assert out.exists() is not fresh
         assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
         if not fresh:
@@ -177,6 +178,21 @@ def test_a_matrix_of_one_row_stays_as_it_is(tokenizer, text_file, tmp_path):
     assert gate.shape == (1, 32)
     assert torch.equal(gate, model.model.layers[0].mlp.shared_expert_gate.weight.to(gate.dtype))
     assert again(torch.arange(8)[None]).logits.isfinite().all()
+
+
+def test_a_streamed_model_is_looked_at_as_well(broken, tokenizer, refuses, tmp_path):
+    streamed = {"more": ("--set", "calibration.stream=yes", "--set", "workers=1")}
+    tiny_llama(len(tokenizer) - 20).save_pretrained(tmp_path / "small")
+    tokenizer.save_pretrained(tmp_path / "small")
+    refuses(tmp_path / "small", f"the embedding has {len(tokenizer) - 20} rows", **streamed)
+    whole = load_file(broken / "model.safetensors")
+    change(broken, lambda tensors: tensors["model.norm.weight"][3:4].fill_(float("nan")))
+    refuses(broken, "model.safetensors", "model.norm.weight", "NaN or infinite", **streamed)
+    save_file(whole, broken / "model.safetensors", metadata={"format": "pt"})
+    change(broken, lambda tensors: tensors[NAME].view(-1)[3:4].fill_(float("inf")))
+    refuses(broken, NAME.removesuffix(".weight"), "NaN or infinite", **streamed)
+    change(broken, lambda tensors: tensors.update({NAME: whole[NAME].float().to(torch.int8)}))
+    refuses(broken, NAME, "I8", "which cannot be compressed", **streamed)
 
 
 def test_no_text_at_all_is_a_usage_error(model_folder, quasitile, tmp_path):

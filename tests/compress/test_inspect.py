@@ -8,7 +8,7 @@ from tests.conftest import tiny_llama
 
 from quasitile import InputError, compress, inspect
 from quasitile.compress import CompressSettings, InspectSettings
-from quasitile.compress.rates import Load, Rates, coding_seconds, measure, predict
+from quasitile.compress.rates import BASE_BYTES, Load, Rates, coding_seconds, measure, predict
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 128256, "num_key_value_heads": 8,
@@ -134,12 +134,12 @@ def test_time_grows_with_the_model_and_shrinks_with_the_cores(plans):
     small, large = plans("Llama-3-8B")["cost"], plans("Llama-3.1-405B")["cost"]
     assert large["coding_seconds"] > 40 * small["coding_seconds"]
     assert large["calibration_seconds"] > 40 * small["calibration_seconds"]
-    assert small["peak_memory_bytes"] > 8e9 * 8 > small["largest_layer_bytes"] > 8e9 / 32 * 8
+    assert small["peak_memory_bytes"] > 8e9 * 8 > small["streamed_memory_bytes"] > 8e9 / 32 * 8
     loads = [Load((512, 256), 1.0, "layer.0"), Load((512, 256), 0.25, None)]
     one, four = (predict(loads, 1000, Rates(1e9, 1e6), cores) for cores in (1, 4))
     assert one.coding_seconds == pytest.approx(4 * four.coding_seconds)
     assert one.calibration_seconds == pytest.approx(1000 * 1.25 * (6 * 512 * 256 + 2 * 256**2) / 1e9)
-    assert one.largest_layer_bytes == 8 * 512 * 256 + 4 * 256**2
+    assert one.streamed_memory_bytes == BASE_BYTES + 8 * 512 * 256 + 4 * 256**2
 
 
 def test_a_measured_rate_is_that_of_the_measured_matrix():

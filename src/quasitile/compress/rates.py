@@ -60,13 +60,13 @@ class Cost:
         calibration_seconds: Forward, backward, and second moments.
         coding_seconds: All passes over all matrices.
         peak_memory_bytes: With the whole model in memory.
-        largest_layer_bytes: Weights, gradients and second moments of the largest layer, which are needed together.
+        streamed_memory_bytes: With one decoder layer at a time: weights, gradients and second moments of the largest.
     """
 
     calibration_seconds: float
     coding_seconds: float
     peak_memory_bytes: int
-    largest_layer_bytes: int
+    streamed_memory_bytes: int
 
 
 def product_flops(shape: tuple[int, int]) -> float:
@@ -107,7 +107,7 @@ def predict(loads: Iterable[Load], num_tokens: int, rates: Rates, cores: int) ->
         calibration / cores,
         PASSES * coding / cores,
         BASE_BYTES + HELD_BYTES_A_WEIGHT * weights + 4 * moments,
-        max(inside),
+        BASE_BYTES + max(inside),
     )
 
 

@@ -84,8 +84,8 @@ def cost_lines(cost: dict[str, Any]) -> list[str]:
     return [
         f"Compressing takes about {duration(seconds)} on {cores}: {duration(cost['calibration_seconds'])} to calibrate "
         f"on {cost['num_tokens']:,} tokens, {duration(cost['coding_seconds'])} to code.",
-        f"It holds about {human_bytes(cost['peak_memory_bytes'])} with the whole model in memory; "
-        f"the largest layer alone needs {human_bytes(cost['largest_layer_bytes'])}.",
+        f"It holds about {human_bytes(cost['peak_memory_bytes'])} with the whole model in memory, "
+        f"one layer at a time (`calibration.stream`), {human_bytes(cost['streamed_memory_bytes'])}.",
         f"[dim]Rates of a core: {cost['flops'] / 1e9:.0f} GFLOP/s, {cost['weights'] / 1e6:.1f} million weights a second "
         f"({where}).[/dim]",
     ]

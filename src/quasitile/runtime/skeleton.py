@@ -121,7 +121,8 @@ class Skeleton:
         state = {key: self.reader.read(key) for key in keys}
         for key, tensor in state.items():
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                raise InputError(f"{key} holds NaN or infinite values; the checkpoint is damaged")
+                file = self.reader.headers[key]["file"]
+                raise InputError(f"{file}: {key} holds NaN or infinite values; the checkpoint is damaged, copy it again")
         bars = transformers_logging.is_progress_bar_enabled()
         transformers_logging.disable_progress_bar()
         extra = {"tp_plan": None} if "tp_plan" in inspect.signature(convert_and_load_state_dict_in_model).parameters else {}
