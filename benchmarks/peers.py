@@ -98,7 +98,7 @@ def run_peer(bench: Bench, name: str, python: Path, bits: int, seed: int, thread
         "stored_bytes": sum(report["stored_bytes"].values()) + 2 * untouched,
         "linear_bytes": sum(report["stored_bytes"].values()),
         "linear_weights": sum(weight.numel() for weight in weights.values()),
-        "damage_nats": bench.damage_with(weights),
+        **bench.score_with(weights),
         "seconds": report["seconds"],
     }
 
@@ -109,23 +109,24 @@ def embedding_and_head(bench: Bench) -> list[str]:
     return [name for name, place in bench.layers.items() if any(place.module is end for end in ends)]
 
 
-def comparison(lines: list[dict[str, Any]], recipe: str) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Headings and rows, a row a peer and rate: its bytes, its damage, ours at no more bytes, and their ratio."""
+def comparison(lines: list[dict[str, Any]], recipe: str, score: str) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Headings and rows, a row a peer and rate: its bytes, its score, ours at no more bytes, and their ratio."""
     peers = [line for line in lines if line["variant"] in PEERS]
     rows = []
     for name, bits in dict.fromkeys((line["variant"], line["bits"]) for line in peers):
         theirs = [line for line in peers if (line["variant"], line["bits"]) == (name, bits)]
-        num_bytes, damage = theirs[0]["stored_bytes"], [line["damage_nats"] for line in theirs]
+        num_bytes, damage = theirs[0]["stored_bytes"], [line[score] for line in theirs]
         cells = []
         for form in (WHOLE, LEFT):
             ours = [line for line in lines if line.get("form") == form and line["variant"] == recipe]
             target = max((line["target_bytes"] for line in ours if line["target_bytes"] <= num_bytes), default=0)
-            found = [line["damage_nats"] for line in ours if line["target_bytes"] == target]
+            found = [line[score] for line in ours if line["target_bytes"] == target]
             close = found and target > 0.95 * num_bytes
             cells += [interval(found), f"{fmean(found) / fmean(damage):.2f}"] if close else ["", ""]
         linear_bits = 8 * theirs[0]["linear_bytes"] / theirs[0]["linear_weights"]
         rows.append((name, f"{linear_bits:.2f}", f"{num_bytes:,}", interval(damage), *cells))
-    return ("peer", "bits a linear weight", "bytes of the model", "its damage", WHOLE, "ratio", LEFT, "ratio"), rows
+    theirs = f"its {score.removesuffix('_nats')}"
+    return ("peer", "bits a linear weight", "bytes of the model", theirs, WHOLE, "ratio", LEFT, "ratio"), rows
 
 
 def main() -> None:
@@ -139,7 +140,6 @@ def main() -> None:
     args = parser.parse_args()
     screen, results = Console(), Results(args.out)
     bench = Bench(args)
-    screen.print(f"{bench.num_parameters:,} parameters, original {bench.reference:.4f} nats a token", style="dim")
     recipe = recipe_of(args.recipe)
     forms = {WHOLE: recipe, LEFT: recipe | {"skip": embedding_and_head(bench)}}
     for seed in range(args.seeds):
@@ -155,7 +155,8 @@ def main() -> None:
                     key = {**bench.setting, "variant": args.recipe, "form": form, "target_bytes": target, "seed": seed}
                     ours = results.once(key, lambda: bench.ours(changes, target, seed))  # noqa: B023
                     screen.print(f"  ours, {form}: {ours['damage_nats']:.4f}", style="dim")
-    print(markdown(*comparison(results.find(bench.setting), args.recipe)))
+    for score in ("damage_nats", "divergence_nats"):
+        print(markdown(*comparison(results.find(bench.setting), args.recipe, score)), end="\n\n")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from typing import Any
 
-from measure import Bench, Results, common_arguments, damage_table, markdown, recipe_of  # beside this file
+from measure import Bench, Results, common_arguments, markdown, recipe_of, score_table  # beside this file
 from rich.console import Console
 
 from quasitile.baselines import gptq
@@ -67,7 +67,6 @@ def main() -> None:
     screen, results = Console(), Results(args.out)
     variants = chosen(args.only)
     bench = Bench(args)
-    screen.print(f"{bench.num_parameters:,} parameters, original {bench.reference:.4f} nats a token", style="dim")
 
     def measure(variant: str, changes: dict[str, Any], bits: float, seed: int, num_bytes: int) -> None:
         key = {**bench.setting, "variant": variant, "bits": bits, "seed": seed}
@@ -89,7 +88,9 @@ def main() -> None:
         for variant, changes in variants.items():
             for bits in args.bits:
                 measure(variant, changes, bits, seed, int(bits * bench.num_parameters / 8))
-    print(markdown(*damage_table(line for line in results.find(bench.setting) if "damage_nats" in line)))
+    lines = [line for line in results.find(bench.setting) if "damage_nats" in line]
+    for score in ("damage_nats", "divergence_nats"):
+        print(markdown(*score_table(lines, score)), end="\n\n")
 
 
 def own_gptq(bench: Bench, bits: int, seed: int) -> dict[str, Any]:
@@ -100,7 +101,7 @@ def own_gptq(bench: Bench, bits: int, seed: int) -> dict[str, Any]:
     num_bytes = sum(stored * bench.original[name].numel() / 8 for name, (_, stored) in results.items())
     return {
         "stored_bytes": round(num_bytes) + 2 * (bench.num_parameters - in_matrices),
-        "damage_nats": bench.damage_with({name: rounded for name, (rounded, _) in results.items()}),
+        **bench.score_with({name: rounded for name, (rounded, _) in results.items()}),
     }
 
 

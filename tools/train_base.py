@@ -207,12 +207,11 @@ def score(model: PreTrainedModel, documents: list[np.ndarray], characters: int, 
     }
 
 
-# All have 8 layers of width 256, 4 heads of 64 and tied embeddings.
+# All have width 256, 4 heads of 64 and tied embeddings.
 SHARED = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1, "tie_word_embeddings": True, "max_position_embeddings": 1024}
 GROUPED = SHARED | {
     "hidden_size": 256,
     "intermediate_size": 704,
-    "num_hidden_layers": 8,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 64,
@@ -224,17 +223,17 @@ ARCHITECTURES = {
     "gpt2": (
         GPT2Config,
         SHARED
-        | {"n_embd": 256, "n_layer": 8, "n_head": 4, "n_inner": 896}
+        | {"n_embd": 256, "n_head": 4, "n_inner": 896}
         | {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
         "learned positions, biases, layer norms, feed-forward 896 with GELU",
     ),
 }
 
 
-def build_model(architecture: str, vocabulary_size: int) -> PreTrainedModel:
-    """A fresh model of about 7 M parameters."""
+def build_model(architecture: str, vocabulary_size: int, num_layers: int) -> PreTrainedModel:
+    """A fresh model; of about 7 M parameters with 8 layers."""
     config, values, _ = ARCHITECTURES[architecture]
-    return AutoModelForCausalLM.from_config(config(vocab_size=vocabulary_size, **values))
+    return AutoModelForCausalLM.from_config(config(vocab_size=vocabulary_size, num_hidden_layers=num_layers, **values))
 
 
 def learning_rate_factor(fraction: float) -> float:
@@ -318,7 +317,7 @@ library_name: transformers
 
 # quasitile base model
 
-A {report["architecture"]}-shaped decoder of {report["num_parameters"] / 1e6:.2f} M parameters (8 layers, width 256, 4 heads of 64,
+A {report["architecture"]}-shaped decoder of {report["num_parameters"] / 1e6:.2f} M parameters ({report["num_layers"]} layers, width 256, 4 heads of 64,
 {ARCHITECTURES[report["architecture"]][2]}, tied embeddings, 4,096-token byte-level BPE with single digits), stored in bf16. It exists so
 that every stage of quasitile can be run and measured without a network. It is a research toy: it writes fluent English and
 knows little.
@@ -361,6 +360,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--architecture", choices=ARCHITECTURES, default="llama")
+    parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--tokenizer", type=Path, help="a folder with one; without it, one is trained on the text")
     parser.add_argument("--minutes", type=float, default=75)
     parser.add_argument("--tokens", type=float, default=60e6)
@@ -389,7 +389,7 @@ def main() -> None:
     num_running, num_chat = (sum(map(len, s.documents)) for s in (running, talking))
     print(f"{num_running / 1e6:.2f} M tokens of text, {num_chat / 1e6:.2f} M of chat", flush=True)
 
-    model = build_model(args.architecture, len(tokenizer))
+    model = build_model(args.architecture, len(tokenizer), args.layers)
     model.set_attn_implementation("eager")  # twice as fast as the fused kernel here: its backward is slow on a CPU
     log = args.out / "training.jsonl"
     log.unlink(missing_ok=True)
@@ -411,6 +411,7 @@ def main() -> None:
         "scores": scores,
         "curve": curve,
         "architecture": args.architecture,
+        "num_layers": args.layers,
         "seed": args.seed,
         "minutes": args.minutes,
         "seconds": curve[-1]["seconds"],

@@ -14,7 +14,8 @@ from transformers import AutoConfig
 from quasitile import InputError
 from quasitile.compress.calibrate import calibrate
 from quasitile.compress.journal import Journal
-from quasitile.compress.pieces import NotAStack, Pieces, find_stack
+from quasitile.compress.pieces import Pieces
+from quasitile.compress.stack import NotAStack, find_stack
 from quasitile.compress.stored import stored_moments
 from quasitile.compress.streaming import Walk, calibrate_streamed
 from quasitile.runtime.load import model_class

@@ -12,7 +12,8 @@ from torch import Tensor
 from quasitile.baselines.gptq import BITS_OF_GROUP, gptq
 from quasitile.baselines.svd_llm import svd_llm
 from quasitile.compress.calibrate import Moments, calibrate
-from quasitile.compress.pipeline import BITS_OF_BF16, CalibrationSettings, bytes_beside, open_original
+from quasitile.compress.pipeline import BITS_OF_BF16, bytes_beside, open_original
+from quasitile.compress.settings import CalibrationSettings
 from quasitile.compress.size import parse_size
 from quasitile.compress.text import read_texts, token_windows
 from quasitile.errors import InputError

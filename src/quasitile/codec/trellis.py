@@ -22,9 +22,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from quasitile.codec.block import Tiling
-from quasitile.codec.entropy import CODED_SPREADS, COLUMN_CENTRE, NUM_LEVELS, bit_table, fit, spread_of
-from quasitile.codec.machine import machine
+from quasitile.codec.block import Tile, Tiling
+from quasitile.codec.entropy import CODED_SPREADS, COLUMN_CENTRE, NUM_LEVELS, bit_table, code_bits, fit, spread_of
+from quasitile.codec.machine import codes_of, machine
 
 RATE_WEIGHT = 0.04  # squared half steps that a bit may cost; docs/mathematics.md says why not more
 WIDTH, DEPTH = 64, 32  # columns a block; how many columns back paths may still differ
@@ -101,6 +101,27 @@ def search(
         lost[:, start + keep : known] = torch.from_numpy(missed[:, keep:])
         carried = keep
     return points, points + (lost if relative is None else lost @ relative)
+
+
+def trellis_normal_bits(spread: Tensor, num_states: int) -> Tensor:
+    """Bits a code of normal values of standard deviation `spread`, in steps: what `search` makes of samples, interpolated."""
+    grid, bits = _sampled_normal(num_states)
+    inside = np.interp(spread.double().clamp_min(1e-30).log2().numpy(), grid, bits)
+    beyond = spread.double().clamp_min(1e-30).log2() - grid[-1]  # a doubled spread costs a bit
+    return torch.from_numpy(inside) + beyond.clamp_min(0)
+
+
+@cache
+def _sampled_normal(num_states: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Logarithms of spreads, and bits a code."""
+    values = torch.randn(64, 128, generator=torch.Generator().manual_seed(0))
+    whole = Tiling(tuple(values.shape), (Tile(0, 64, 0, 128),))
+    grid, bits = np.arange(-5.0, 6.0, 0.5), []
+    for spread in 2.0**grid:
+        points, _ = search(values * spread, None, whole, 1.0, num_states)
+        codes, quantisers = codes_of(points.numpy(), num_states)
+        bits.append(code_bits(codes, quantisers, fit(points.numpy(), num_states, quantisers)) / values.numel())
+    return grid, np.array(bits)
 
 
 class _Open(NamedTuple):

@@ -22,6 +22,7 @@ from quasitile.codec.factors import kept_rank, rounded_normal_bits, whitened_svd
 from quasitile.codec.matrix import Coding, damage_nats, decode_matrix, encode_matrix, scaled
 from quasitile.codec.packing import pack
 from quasitile.codec.structure import Structure
+from quasitile.codec.trellis import trellis_normal_bits
 from quasitile.compress.calibrate import Moments
 from quasitile.errors import InputError
 from quasitile.progress import track
@@ -29,6 +30,7 @@ from quasitile.progress import track
 # Singular values, norms of V, shape, mean moment and fixed rank of a tile, for `factors.kept_rank`.
 Spectrum = tuple[Tensor, Tensor, tuple[int, int], float, int | None]
 TOLERANCE = 0.01  # the target is met within this and never exceeded
+CLOSE, GOOD_ENOUGH = 0.004, 3  # within this nothing more is tried; after so many passes, within the tolerance
 
 
 @dataclass(frozen=True)
@@ -75,18 +77,34 @@ class Coded:
         return factors + residual + sum(self.matrix.tiling.shape)
 
 
+@dataclass(frozen=True)
+class Allocation:
+    """All matrices coded at the step that meets the target.
+
+    Attributes:
+        coded: The matrices.
+        step: Infinite for nothing at all.
+        slope: About d log(size) / d log(step) there.
+    """
+
+    coded: dict[str, Coded]
+    step: float
+    slope: float
+
+
 def in_threads(function: Callable, items: list, workers: int, description: str) -> list:
-    """`[function(item) for item in items]` in threads of one core each, in order."""
+    """`[function(item) for item in items]` in threads of one core each, in order; silent without a description."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # small decompositions only lose by being split
     try:
         with ThreadPoolExecutor(workers) as pool:
-            return list(track(pool.map(function, items), description, total=len(items)))
+            results = pool.map(function, items)
+            return list(track(results, description, total=len(items)) if description else results)
     finally:
         torch.set_num_threads(threads)
 
 
-def encode_all(jobs: list[Job], coding: Coding, step: float, workers: int) -> dict[str, Coded]:
+def encode_all(jobs: list[Job], coding: Coding, step: float, workers: int, quiet: bool = False) -> dict[str, Coded]:
     """Every matrix at one step."""
 
     def encode(job: Job) -> Coded:
@@ -97,13 +115,13 @@ def encode_all(jobs: list[Job], coding: Coding, step: float, workers: int) -> di
             damage = damage_nats(job.weight - decode_matrix(matrix), job.moments.inputs, job.moments.outputs)
         return Coded(matrix, pack(matrix), damage)
 
-    results = in_threads(encode, jobs, workers, f"code {len(jobs)} matrices")
+    results = in_threads(encode, jobs, workers, "" if quiet else f"code {len(jobs)} matrices")
     return {job.name: result for job, result in zip(jobs, results, strict=True)}
 
 
 def allocate(
     jobs: list[Job], coding: Coding, measure: Callable[[dict[str, Coded]], int], target: int, workers: int, passes: int = 6
-) -> tuple[dict[str, Coded], float]:
+) -> Allocation:
     """Code all matrices at the step that meets the target.
 
     Args:
@@ -115,9 +133,6 @@ def allocate(
         workers: Threads.
         passes: Limit on how often everything is coded.
 
-    Returns:
-        The coded matrices and the step.
-
     Raises:
         InputError: The target is below what the model takes with every block at rank 0.
     """
@@ -127,43 +142,50 @@ def allocate(
         raise InputError(
             f"the target of {target} cannot be met: with every block empty the model still takes {least}; raise --size"
         )
-    step = first_step(jobs, coding, target * (1 - TOLERANCE / 2) - least, workers)
-    best: tuple[dict[str, Coded], float] = (empty, math.inf)
+    room = target * (1 - CLOSE / 2) - least
+    step, slope = first_step(jobs, coding, room, workers)
+    slope *= room / target  # of everything that is counted
+    best = Allocation(empty, math.inf, slope)
     points: list[tuple[float, float]] = []
-    for _ in range(passes):
+    for number in range(passes):
         coded = encode_all(jobs, coding, step, workers)
         size = measure(coded)
-        if size <= target and step < best[1]:
-            best = coded, step
-        if target * (1 - TOLERANCE) <= size <= target:
-            break
         points.append((math.log(step), math.log(size / target)))
-        step = math.exp(next_point(points, math.log(1 - TOLERANCE / 2)))
+        if size <= target and step < best.step:
+            best = Allocation(coded, step, slope_through(points, slope))
+        if target * (1 - (CLOSE if number < GOOD_ENOUGH else TOLERANCE)) <= size <= target:
+            break
+        step = math.exp(next_point(points, math.log(1 - CLOSE / 2), slope))
     return best
 
 
-def first_step(jobs: list[Job], coding: Coding, num_bytes: float, workers: int) -> float:
-    """About the step at which all tiles together take so many bytes, from spectra alone."""
+def first_step(jobs: list[Job], coding: Coding, num_bytes: float, workers: int) -> tuple[float, float]:
+    """About the step at which all tiles take so many bytes, and d log(bytes) / d log(step) there, from spectra alone."""
     if coding.residual is None:
         spectra = in_threads(lambda job: tile_spectra(job, coding), jobs, workers, "decompose tiles")
         estimate = [entry for entries in spectra for entry in entries]
-        return solve(lambda x: estimated_bytes(estimate, x, coding.price), num_bytes)
+        return solve_with_slope(lambda x: estimated_bytes(estimate, x, coding.price), num_bytes)
     spreads = in_threads(lambda job: sampled_spreads(job, coding), jobs, workers, "look at spreads")
-    return solve(lambda x: residual_bytes(spreads, x), num_bytes)
+    return solve_with_slope(lambda x: residual_bytes(spreads, x, coding), num_bytes)
 
 
-def next_point(points: list[tuple[float, float]], goal: float) -> float:
-    """The next log-step to try: by the secant through the two latest points, at first by slope -1.
+def next_point(points: list[tuple[float, float]], goal: float, slope: float = -1.0) -> float:
+    """The next log-step to try: by the secant through the two latest points.
 
     Args:
         points: (log of step, log of size over target).
         goal: The wanted second coordinate.
+        slope: While there is one point only.
     """
     (x, y) = points[-1]
-    slope = -1.0
-    if len(points) > 1 and points[-2][0] != x:
-        slope = min(-0.1, (y - points[-2][1]) / (x - points[-2][0]))
-    return x + max(-1.0, min(1.0, (goal - y) / slope))
+    return x + max(-1.0, min(1.0, (goal - y) / slope_through(points, slope)))
+
+
+def slope_through(points: list[tuple[float, float]], slope: float) -> float:
+    """Of the secant through the two latest points, or the one given while there is one point only; it falls in any case."""
+    if len(points) > 1 and points[-2][0] != points[-1][0]:
+        slope = (points[-1][1] - points[-2][1]) / (points[-1][0] - points[-2][0])
+    return min(-0.1, slope)
 
 
 def sampled_spreads(job: Job, coding: Coding, count: int = 4096) -> tuple[Tensor, float]:
@@ -176,9 +198,14 @@ def sampled_spreads(job: Job, coding: Coding, count: int = 4096) -> tuple[Tensor
     return (rows[row] * columns[column] / mean).sqrt(), weight.numel() / count
 
 
-def residual_bytes(spreads: list[tuple[Tensor, float]], step: float) -> float:
+def residual_bytes(spreads: list[tuple[Tensor, float]], step: float, coding: Coding) -> float:
     """About the bytes that all residuals take at a step."""
-    return sum(each * float(rounded_normal_bits(values / step).sum()) for values, each in spreads) / 8
+
+    def bits(values: Tensor) -> Tensor:
+        spread = values / step
+        return rounded_normal_bits(spread) if coding.trellis == 1 else trellis_normal_bits(spread, coding.trellis)
+
+    return sum(each * float(bits(values).sum()) for values, each in spreads) / 8
 
 
 def tile_spectra(job: Job, coding: Coding) -> list[Spectrum]:
@@ -207,6 +234,13 @@ def solve(size_at: Callable[[float], float], target: float) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if size_at(2.0**middle) > target else (low, middle)
     return 2.0**high
+
+
+def solve_with_slope(size_at: Callable[[float], float], target: float) -> tuple[float, float]:
+    """`solve`, and d log(size) / d log(step) there."""
+    step = solve(size_at, target)
+    near = size_at(step / 1.1), size_at(step * 1.1)
+    return step, math.log(max(near[1], 1e-9) / max(near[0], 1e-9)) / (2 * math.log(1.1))
 
 
 def describe_matrix(job: Job, coded: Coded, tiling: str) -> dict[str, Any]:

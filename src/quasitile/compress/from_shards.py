@@ -27,7 +27,7 @@ from quasitile.runtime import check_vocabulary, load_tokenizer, uncoded
 from quasitile.runtime.skeleton import Skeleton
 
 if TYPE_CHECKING:
-    from quasitile.compress.pipeline import CompressSettings
+    from quasitile.compress.settings import CompressSettings
 
 STREAM_SHARE = 0.25  # of the available memory; a model in memory needs about three times its size in float32
 WORK = "work"
@@ -50,6 +50,8 @@ def wants_stream(model: str | Path, settings: CompressSettings) -> bool:
         reason = "modules, structure and skip need the model in memory; leave them out"
     elif settings.order != "none" or settings.axes.kind != "none":
         reason = "order and axes need the model in memory; leave them out"
+    elif settings.calibration.propagate == "corrected":
+        reason = "calibration.propagate=corrected needs the model in memory"
     if reason:
         if wish == "yes" or settings.calibration.propagate == "compressed":
             raise InputError(f"{model} cannot be streamed: {reason}")

@@ -32,7 +32,7 @@ def deflate_where_it_pays(jobs: list[Job], coding: Coding, num_bytes: float, sho
         seed: Phase of the chain.
         workers: Threads.
     """
-    step = first_step(jobs, coding, num_bytes, workers)
+    step, _ = first_step(jobs, coding, num_bytes, workers)
 
     def laid_out(job: Job) -> Job:
         problem = scaled(*job.stored(), coding)

@@ -133,7 +133,7 @@ class OutOfCore:
             flat = [entry for entries in estimates for entry in entries]
             step = solve(lambda x: estimated_bytes(flat, x, self.coding.price), room_bytes)
         else:
-            step = solve(lambda x: residual_bytes(estimates, x), room_bytes)
+            step = solve(lambda x: residual_bytes(estimates, x, self.coding), room_bytes)
         slope = -1.0
         if is_plain(self.coding):
             points: list[tuple[float, float]] = []

@@ -10,7 +10,6 @@ B batch, T tokens, D hidden, M rows of a head.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,22 +17,14 @@ from torch import Tensor, nn
 
 from quasitile.compress.calibrate import without_cache
 from quasitile.compress.observe import Sums, note_embedding
-from quasitile.errors import InputError
+from quasitile.compress.stack import Captured, NotAStack, Stack, forwards
 from quasitile.runtime.skeleton import Skeleton
 
 CHUNK_NUMBERS = 1 << 24  # of a weight that is read row by row, in memory at a time
 RESIDENT_NUMBERS = 1 << 28  # of a layer; the linear layers of a larger one are read row by row too
 
 
-class NotAStack(InputError):
-    """The model is no plain stack of layers, each fed by the one before it alone."""
-
-
-class _Captured(Exception):
-    """What a piece gave; ends the model's forward pass there."""
-
-
-class Pieces:
+class Pieces(Stack):
     """The pieces of a model.
 
     Args:
@@ -45,12 +36,12 @@ class Pieces:
 
     def __init__(self, skeleton: Skeleton) -> None:
         self.skeleton, self.model = skeleton, skeleton.model
-        self.path, self.layers = find_stack(self.model)
-        self.embedding: Any = self.model.get_input_embeddings()
+        self._unloaded: dict[str, str] = {}
         head = self.model.get_output_embeddings()
         self.head = next((name for name, module in self.model.named_modules() if module is head), None) if head else None
         if self.head is not None and self._head_key() is None:
             self.head = None
+        super().__init__(self.model)
         inside = set(skeleton.under(self.path))
         names = {module: name for name, module in self.model.named_modules()}
         self.embedding_name = names[self.embedding]
@@ -59,8 +50,6 @@ class Pieces:
         self.outside = [name for name in skeleton.sources if name in matrices and name not in inside | apart]
         if skeleton.direct(self.embedding_name) is None:
             raise NotAStack(f"the table of {self.embedding_name} is not stored as it is used")
-        self._unloaded: dict[str, str] = {}
-        self.in_tuples = self._probe()
 
     def _head_key(self) -> str | None:
         """The tensor in the files that is the head's weight."""
@@ -68,65 +57,10 @@ class Pieces:
         layer = self.skeleton.tied.get(self.head, self.head)
         return self.skeleton.direct(layer) if layer in self.skeleton.layers else None
 
-    def _probe(self) -> bool:
-        """Whether layers give tuples; also checks that each is fed by the one before it alone, once and in order.
-
-        Raises:
-            NotAStack: They are not.
-        """
-        batch = torch.zeros(1, 2, dtype=torch.long)
-        for in_tuples in (False, True):
-            order: list[int] = []
-            state: dict[str, Any] = {"hidden": None, "fits": True}
-
-            def passed(index: int, hidden: Any, args: tuple, kwargs: dict, order: list = order, state: dict = state) -> Tensor:
-                order.append(index)
-                same = state["hidden"] is None or hidden is state["hidden"]
-                shaped = isinstance(hidden, Tensor) and hidden.is_floating_point() and hidden.ndim == 3
-                others = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-                state["fits"] &= same and shaped and not any(other.requires_grad for other in others)
-                if not state["fits"] or index == len(self.layers) - 1:
-                    raise _Captured
-                state["hidden"] = hidden * 1.0
-                return state["hidden"]
-
-            try:
-                with torch.enable_grad(), self._stubbed(passed, in_tuples):
-                    self.model(batch, **without_cache(self.model))
-            except _Captured:
-                pass
-            except (IndexError, RuntimeError, TypeError, ValueError, AttributeError):
-                continue
-            if state["fits"] and order == list(range(len(self.layers))):
-                return in_tuples
-        raise NotAStack(f"the layers of {self.path} are not fed by one another alone")
-
-    @contextmanager
-    def _stubbed(self, passed: Callable, in_tuples: bool) -> Iterator[None]:
-        """Every layer replaced by `passed(index, hidden, args, kwargs)`, the table by zeros, the head by reading its rows."""
-
-        def stub(index: int) -> Callable:
-            def forward(*args: Any, **kwargs: Any) -> Any:
-                if args:
-                    hidden, args = args[0], args[1:]
-                else:
-                    hidden = kwargs.pop("hidden_states", None)
-                out = passed(index, hidden, args, kwargs)
-                return (out,) if in_tuples else out
-
-            return forward
-
-        def table(token_ids: Tensor, *_: Any, **__: Any) -> Tensor:
-            return torch.zeros(*token_ids.shape, self.embedding.embedding_dim, requires_grad=torch.is_grad_enabled())
-
-        replaced: dict[nn.Module, Callable] = {layer: stub(index) for index, layer in enumerate(self.layers)}
-        replaced[self.embedding] = table
-        if self.head is not None:
-            replaced[self.model.get_submodule(self.head)] = self._from_rows(self.head, self._head_key())
-        for name, key in self._unloaded.items():
-            replaced[self.model.get_submodule(name)] = self._from_rows(name, key)
-        with _forwards(replaced):
-            yield
+    def others(self) -> dict[nn.Module, Callable]:
+        """The head, and matrices of a very large layer, read row by row."""
+        found = {} if self.head is None else {self.model.get_submodule(self.head): self._from_rows(self.head, self._head_key())}
+        return found | {self.model.get_submodule(name): self._from_rows(name, key) for name, key in self._unloaded.items()}
 
     def _from_rows(self, name: str, key: str | None) -> Callable:
         """The `forward` of a linear layer whose weight stays on disk."""
@@ -150,14 +84,6 @@ class Pieces:
         """Forget the weights of the piece."""
         self._unloaded = {}
         self.skeleton.drop()
-
-    def _run(self, batch: Tensor, passed: Callable) -> Any:
-        """The whole forward pass with these layers, or what a piece captured."""
-        try:
-            with self._stubbed(passed, self.in_tuples):
-                return self.model(batch, **without_cache(self.model))
-        except _Captured as captured:
-            return captured.args[0]
 
     def before(self, batch: Tensor, sums: Sums | None = None) -> Tensor:
         """What the first layer is given (B, T, D); the weights outside the stack must be loaded.
@@ -186,72 +112,19 @@ class Pieces:
             return out
 
         def passed(_index: int, hidden: Tensor, _args: tuple, _kwargs: dict) -> Tensor:
-            raise _Captured(hidden)
+            raise Captured(hidden)
 
         try:
-            with self._stubbed(passed, self.in_tuples), _forwards({self.embedding: table}):
+            with self._stubbed(passed, self.in_tuples), forwards({self.embedding: table}):
                 self.model(batch, **without_cache(self.model))
-        except _Captured as captured:
+        except Captured as captured:
             return captured.args[0]
         raise AssertionError("no layer was called")
-
-    def layer(self, index: int, batch: Tensor, hidden: Tensor) -> Tensor:
-        """What a layer makes of its input (B, T, D); its weights must be loaded."""
-        module = self.layers[index]
-
-        def passed(at: int, given: Tensor, args: tuple, kwargs: dict) -> Tensor:
-            if at < index:
-                return given
-            out = type(module).forward(module, hidden, *args, **kwargs)
-            raise _Captured(out[0] if isinstance(out, tuple) else out)
-
-        return self._run(batch, passed)
 
     def after(self, batch: Tensor, hidden: Tensor) -> Any:
         """The model's outputs from what the last layer gave (B, T, D); the weights outside the stack must be loaded."""
         last = len(self.layers) - 1
-        return self._run(batch, lambda index, given, _args, _kwargs: hidden if index == last else given)
-
-
-def find_stack(model: Any) -> tuple[str, list[nn.Module]]:
-    """The longest list of layers by parameters, and its name.
-
-    Raises:
-        NotAStack: There is none, or it holds less than half of the parameters outside table and head.
-    """
-    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module)]
-    apart = {
-        id(parameter)
-        for end in (model.get_input_embeddings(), model.get_output_embeddings())
-        if end
-        for parameter in end.parameters()
-    }
-
-    def size(module: nn.Module) -> int:
-        return sum(parameter.numel() for parameter in module.parameters() if id(parameter) not in apart)
-
-    if not lists:
-        raise NotAStack("the model has no list of layers")
-    path, stack = max(lists, key=lambda entry: size(entry[1]))
-    if 2 * size(stack) < size(model):
-        raise NotAStack(f"the layers of {path} are less than half of the model")
-    return path, list(stack)
-
-
-@contextmanager
-def _forwards(replaced: dict[nn.Module, Callable]) -> Iterator[None]:
-    """Other `forward` methods for some modules, hooks included."""
-    before = {module: module.__dict__.get("forward") for module in replaced}
-    for module, forward in replaced.items():
-        module.__dict__["forward"] = forward
-    try:
-        yield
-    finally:
-        for module, forward in before.items():
-            if forward is None:
-                del module.__dict__["forward"]
-            else:
-                module.__dict__["forward"] = forward
+        return self.run(batch, lambda index, given, _args, _kwargs: hidden if index == last else given)
 
 
 class _FromRows(torch.autograd.Function):

@@ -19,8 +19,8 @@ from quasitile.checkpoint.shards import INDEX
 from quasitile.codec.block import Tiling
 from quasitile.codec.tiling import TILINGS
 from quasitile.compress.picture import tiling_svg
-from quasitile.compress.pipeline import CalibrationSettings, TilingSettings
 from quasitile.compress.rates import USUAL, Load, Rates, measure, predict
+from quasitile.compress.settings import CalibrationSettings, TilingSettings
 from quasitile.compress.size import BITS_OF_NUMBER, parse_size
 from quasitile.errors import InputError
 from quasitile.folders import read_json, stage_folder, write_json, write_text
