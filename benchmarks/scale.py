@@ -1,6 +1,6 @@
 """Memory and time of compressing a model that lies on disk, on synthetic checkpoints of real shapes.
 
-    python benchmarks/scale.py 1b [--layers N] [--vocabulary V] [--size 25%] [--windows 4] [--tokens 128] [--workers 1]
+    python benchmarks/scale.py 1b [--layers N] [--vocabulary V] [--size 25%] [--windows 4] [--tokens 128] [--workers 1] [--trellis 8]
 
 CPU seconds are those of the process itself, so they stand on a machine that others use too, for one
 worker. Makes a checkpoint of random bf16 weights, compresses it in a process of its own with the package's
@@ -104,6 +104,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--moment-mib", type=int, default=16, help="of the largest block of a second moment")
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--trellis", type=int, default=8)
     parser.add_argument("--folder", type=Path, default=Path("scale"), help="for checkpoint and result; deleted")
     parser.add_argument("--out", type=Path, default=Path("scale.jsonl"))
     args = parser.parse_args()
@@ -119,7 +120,10 @@ def main() -> None:
         text, out = resolve("embedded:general.jsonl"), args.folder / "compressed"
         calibration = {"num_windows": args.windows, "num_tokens": args.tokens, "batch_size": args.batch, "stream": "yes"}
         calibration["moment_bytes"] = args.moment_mib << 20
-        changes = [f"calibration.{key}={value}" for key, value in calibration.items()] + [f"workers={args.workers}"]
+        changes = [f"calibration.{key}={value}" for key, value in calibration.items()] + [
+            f"workers={args.workers}",
+            f"trellis={args.trellis}",
+        ]
         command = [sys.executable, "-m", "quasitile.cli", "compress", str(args.folder / "model"), str(out), "--text", str(text)]
         command += ["--size", args.size, *(part for change in changes for part in ("--set", change))]
         peak, seconds, computed = measured(command)
@@ -130,7 +134,7 @@ def main() -> None:
     line = {
         "shape": args.shape, "num_layers": config.num_hidden_layers, "vocabulary": config.vocab_size, "num_parameters": count,
         "peak_memory_bytes": peak, "seconds": seconds, "workers": args.workers, "tokens": args.windows * args.tokens,
-        "moment_mib": args.moment_mib, "target_bytes": summary["target_bytes"], "stored_bytes": summary["stored_bytes"],
+        "moment_mib": args.moment_mib, "trellis": args.trellis, "target_bytes": summary["target_bytes"], "stored_bytes": summary["stored_bytes"],
         "cpu_seconds": computed, "cpu_nanoseconds_per_parameter": 1e9 * computed / count, "parts": parts,
         "load": os.getloadavg()[0],
     }  # fmt: skip
