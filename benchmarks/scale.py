@@ -1,6 +1,6 @@
 """Memory and time of compressing a model that lies on disk, on synthetic checkpoints of real shapes.
 
-    python benchmarks/scale.py 1b [--layers N] [--vocabulary V] [--size 25%] [--windows 4] [--tokens 128] [--workers 1] [--trellis 8]
+    python benchmarks/scale.py 1b [--layers N] [--vocabulary V] [--size 25%] [--windows 4] [--tokens 128] [--trellis 8]
 
 CPU seconds are those of the process itself, so they stand on a machine that others use too, for one
 worker. Makes a checkpoint of random bf16 weights, compresses it in a process of its own with the package's
@@ -134,7 +134,8 @@ def main() -> None:
     line = {
         "shape": args.shape, "num_layers": config.num_hidden_layers, "vocabulary": config.vocab_size, "num_parameters": count,
         "peak_memory_bytes": peak, "seconds": seconds, "workers": args.workers, "tokens": args.windows * args.tokens,
-        "moment_mib": args.moment_mib, "trellis": args.trellis, "target_bytes": summary["target_bytes"], "stored_bytes": summary["stored_bytes"],
+        "moment_mib": args.moment_mib, "trellis": args.trellis,
+         "target_bytes": summary["target_bytes"], "stored_bytes": summary["stored_bytes"],
         "cpu_seconds": computed, "cpu_nanoseconds_per_parameter": 1e9 * computed / count, "parts": parts,
         "load": os.getloadavg()[0],
     }  # fmt: skip
