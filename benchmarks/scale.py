@@ -135,7 +135,7 @@ def main() -> None:
         "shape": args.shape, "num_layers": config.num_hidden_layers, "vocabulary": config.vocab_size, "num_parameters": count,
         "peak_memory_bytes": peak, "seconds": seconds, "workers": args.workers, "tokens": args.windows * args.tokens,
         "moment_mib": args.moment_mib, "trellis": args.trellis,
-         "target_bytes": summary["target_bytes"], "stored_bytes": summary["stored_bytes"],
+        "target_bytes": summary["target_bytes"], "stored_bytes": summary["stored_bytes"],
         "cpu_seconds": computed, "cpu_nanoseconds_per_parameter": 1e9 * computed / count, "parts": parts,
         "load": os.getloadavg()[0],
     }  # fmt: skip
