@@ -194,7 +194,7 @@ class StoredMatrix:
             place = slice(tile.row_start - top, tile.row_stop - top), tile.columns
             if self.residual_transform not in (None, "identity"):
                 down, across = (basis(self.residual_transform, size) for size in tile.shape)
-                rows[place] = down.T @ rows[place] @ across * self.step
+                rows[place] = down.T @ rows[place].contiguous() @ across * self.step
             block = self.factors(index)
             if block.rank:
                 factors = decode_tile(block, self.transform, "identity")

@@ -44,6 +44,7 @@ class Execution:
 
 
 _default: ContextVar[Execution | None] = ContextVar("execution", default=None)
+_process = Execution()  # where no context says anything else; for whole programs, whose threads have contexts of their own
 
 
 @contextmanager
@@ -54,6 +55,12 @@ def execution(name: str, cache_bytes: int = 0, memory_bytes: int | None = None) 
         yield
     finally:
         _default.reset(token)
+
+
+def set_default(wanted: Execution) -> None:
+    """Models that are loaded from now on compute in this way."""
+    global _process
+    _process = wanted
 
 
 def set_execution(model: nn.Module, name: str, cache_bytes: int = 0, memory_bytes: int | None = None) -> str:
@@ -70,7 +77,7 @@ def set_execution(model: nn.Module, name: str, cache_bytes: int = 0, memory_byte
 
 def apply(model: nn.Module, wanted: Execution | None = None) -> str:
     """Let the coded layers of a model, loaded but perhaps not yet decoded, compute as is wanted or by default."""
-    wanted = wanted or _default.get() or Execution()
+    wanted = wanted or _default.get() or _process
     matrices = tiled_matrices(model)
     for name, matrix in matrices.items():
         with named(name):

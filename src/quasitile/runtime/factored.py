@@ -25,7 +25,7 @@ from quasitile.runtime.decode import chunks, in_threads
 
 FEW_TOKENS = 4  # up to so many, products with whole numbers are faster than making them dense first
 CHUNK_NUMBERS = 1 << 22  # of a residual made dense at a time
-MOST_LARGE = 1e-3  # share of the points that may not fit into a byte
+MOST_LARGE = 4e-3  # share of the points that may not fit into a byte
 
 
 def can_be_factored(stored: StoredMatrix, structure: Structure | None) -> bool:

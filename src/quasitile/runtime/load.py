@@ -29,7 +29,7 @@ def load_tokenizer(model: str | Path) -> Any:
     """
     try:
         return AutoTokenizer.from_pretrained(str(model))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except Exception as error:  # the tokenizers library has no exception of its own
         raise InputError(f"{model} has no tokenizer that Transformers can load: {_first_line(error)}") from error
 
 
@@ -110,7 +110,8 @@ def load_config(model: str | Path) -> Any:
     try:
         return AutoConfig.from_pretrained(str(model))
     except (StrictDataclassError, TypeError, AttributeError, ArithmeticError) as error:
-        raise InputError(f"{model} has a configuration that contradicts itself: {error}; mend config.json") from error
+        line = " ".join(str(error).split())
+        raise InputError(f"{model} has a configuration that contradicts itself: {line}; mend config.json") from error
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{model} has no configuration that Transformers can load: {_first_line(error)}") from error
 
