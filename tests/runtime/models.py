@@ -12,6 +12,7 @@ TOKENS = torch.arange(8, 40).view(2, 16)
 
 def stored_folder(name, tokenizer, path, coding=None, tiling="fibonacci", step=0.02):
     """One of `tests.compress.architectures`, every matrix coded alike, as a folder."""
+    path.mkdir(parents=True, exist_ok=True)
     model = build(name, len(tokenizer))
     layers, tied = compressible_layers(model)
     coding, matrices = coding or Coding(residual="identity", max_rank=2), {}

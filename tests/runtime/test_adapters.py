@@ -11,6 +11,7 @@ from quasitile.runtime import TiledLinear, tiled_matrices
 peft = pytest.importorskip("peft")
 from quasitile.runtime.adapters import with_coded_layers  # noqa: E402
 
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # what PEFT uses of Transformers
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 
 
@@ -38,7 +39,7 @@ def test_it_trains_is_loaded_again_and_merges(folder, tmp_path):
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert losses[-1] < losses[0]
     model.eval()
     expected, plain = logits(model), logits(load_model(folder)[0])
@@ -55,8 +56,9 @@ def test_it_trains_is_loaded_again_and_merges(folder, tmp_path):
     again.merge_adapter()
     assert_close(logits(again), expected, **CLOSE)
     again.unmerge_adapter()
+    assert_close(logits(again), expected, **CLOSE)
     with again.disable_adapter():
-        assert torch.equal(logits(again), plain)
+        assert_close(logits(again), plain, **CLOSE)
 
     before = set(tiled_matrices(load_model(folder)[0]))
     merged = again.merge_and_unload()

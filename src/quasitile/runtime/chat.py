@@ -117,12 +117,13 @@ class Conversation:
             finally:
                 stop.asked.set()
                 thread.join()
-                self.num_tokens, self.first_seconds = stop.num_tokens, stop.first_at - started
-                self.seconds = time.monotonic() - stop.first_at
+                first_at = stop.first_at or time.monotonic()
+                self.num_tokens, self.first_seconds = stop.num_tokens, first_at - started
+                self.seconds = time.monotonic() - first_at
             if failed:
                 raise failed[0]
         finally:
-            if said:
+            if any(said):
                 self.messages.append({"role": "assistant", "content": "".join(said)})
             else:
                 self.messages.pop()

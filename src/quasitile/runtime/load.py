@@ -251,6 +251,7 @@ def save_model(model: Any, tokenizer: Any, folder: Path, *, trainable: bool = Fa
     if trainable and remainders:
         write_remainders(remainders, folder)
     config = model.config
+    config.architectures = config.architectures or [type(model).__name__]
     loaded_dtype, config.dtype = config.dtype, dtypes[""]
     config.save_pretrained(folder)
     config.dtype = loaded_dtype

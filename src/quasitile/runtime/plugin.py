@@ -222,7 +222,7 @@ def finish_folder(folder: Path, trust_index: bool = False) -> None:
 
 
 def _names_in(model: Any, config: Any) -> dict[str, str]:
-    """Name in the folder -> name in the model, which may be the folder's without its head, or the folder's with one.
+    """Name in the folder -> name in the model, which may be the folder's without its head, or with one or another one.
 
     Raises:
         InputError: The model has no such layer.
@@ -232,6 +232,7 @@ def _names_in(model: Any, config: Any) -> dict[str, str]:
     names = {}
     kinds = {name: entry["kind"] for name, entry in config.modules.items()} | dict.fromkeys(config.tied, "linear")
     inside = any(name.startswith(prefix) for name in kinds) and not any(name.startswith(prefix) for name in modules)
+    inside |= type(model).__name__ not in (getattr(model.config, "architectures", None) or [type(model).__name__])
     for name, kind in kinds.items():
         for candidate in (name, name.removeprefix(prefix), prefix + name):
             if (candidate.rpartition(".")[0] if kind == "experts" else candidate) in modules:
