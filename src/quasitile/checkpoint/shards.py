@@ -128,8 +128,8 @@ def read_index(folder: str | Path) -> dict[str, Any]:
     if checksums is not None and not isinstance(checksums, dict):
         raise InputError(f"{path} has no list of checksums; copy the whole folder again")
     for name in {*map(str, weight_map.values()), *(checksums or {})}:
-        if Path(name).name != name or name in ("", ".", ".."):
-            raise InputError(f"{path} names {name!r}, which is no file of the folder; copy the whole folder again")
+        if Path(name).name != name or name in ("", ".", "..") or len(name) > 255:
+            raise InputError(f"{path} names {name[:80]!r}, which is no file of the folder; copy the whole folder again")
     return index
 
 
