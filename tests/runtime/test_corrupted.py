@@ -94,7 +94,7 @@ Q = "model.layers.0.self_attn.q_proj"
         (lambda c: c["modules"][Q].update(structure={"name": "hashed", "side": 10**9, "ratio": 4}), "side 1000000000"),
         (lambda c: c["modules"].pop(Q), r"lacks 1 tensors \(model.layers.0.self_attn.q_proj.weight"),
         (lambda c: c["modules"].update({"model.none": c["modules"][Q]}), "coded layer model.none"),
-        (lambda c: c["tied"].update(lm_head=Q), "is no coded embedding"),
+        (lambda c: c["tied"].update(lm_head=Q), "no coded embedding"),
         (lambda c: c.update(axes="nothing"), "is no coded layer"),
     ],
 )  # fmt: skip

@@ -94,6 +94,12 @@ def test_it_compiles_without_a_break(model):
     assert torch.allclose(logits(compiled), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_tying_again_changes_nothing(model):
+    expected = logits(model)
+    model.tie_weights()
+    assert torch.equal(logits(model), expected)
+
+
 def test_an_unknown_head_is_new_and_the_body_is_not(folder):
     from transformers import AutoModelForSequenceClassification
 

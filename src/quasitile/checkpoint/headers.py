@@ -36,7 +36,9 @@ def file_headers(file: Path) -> dict[str, dict[str, Any]]:
         raw = data.read(length)
     try:
         header = json.loads(raw, object_pairs_hook=_without_duplicates)
-        header.pop("__metadata__", None)
+        metadata = header.pop("__metadata__", {})
+        if not all(isinstance(text, str) for text in metadata.values()):
+            raise ValueError("metadata that are no text")
         entries = {str(name): _entry(entry) for name, entry in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{file} has no valid safetensors header; copy it again") from error

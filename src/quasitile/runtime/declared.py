@@ -17,6 +17,7 @@ FORMAT_VERSION = 1
 FREE_WEIGHTS = 1 << 26
 WEIGHTS_A_BYTE = 1024
 MAX_LAYERS = 10_000
+MAX_NAME = 300
 AXES_OF_KIND = {"experts": 3}
 
 
@@ -27,7 +28,7 @@ def check_version(version: Any) -> None:
         InputError: This version does not read it.
     """
     if type(version) is not int or version < 1:
-        raise InputError(f"config.json has the format_version {version!r}; copy the folder again")
+        raise InputError(f"config.json has the format_version {_short(version)!r}; copy the folder again")
     if version > FORMAT_VERSION:
         raise InputError(f"the folder has format {version}, this version reads {FORMAT_VERSION}; update quasitile")
 
@@ -41,21 +42,30 @@ def check_entries(modules: Any, tied: Any, axes: Any) -> None:
     if not isinstance(modules, dict) or not isinstance(tied, dict) or not isinstance(axes, str):
         raise InputError("config.json has a quantization_config without modules, tied and axes; copy the folder again")
     for name, entry in modules.items():
+        if len(name) > MAX_NAME:
+            raise InputError(f"config.json names a layer {_short(name)}..., with {len(name)} letters; copy the folder again")
         if not isinstance(entry, dict):
             raise InputError(f"config.json says nothing of {name}; copy the folder again")
         kind, shape, sizes = entry.get("kind"), entry.get("shape"), entry.get("payload_bytes")
         if not isinstance(kind, str) or kind not in KINDS:
-            raise InputError(f"config.json calls {name} a {kind!r}, which this version does not know; update quasitile")
+            raise InputError(f"config.json calls {name} a {_short(kind)!r}, which this version does not know; update quasitile")
         if not _are_sizes(shape) or len(shape) != AXES_OF_KIND.get(kind, 2):
-            raise InputError(f"config.json gives {name} the shape {shape}; copy the folder again")
+            raise InputError(f"config.json gives {name} the shape {_short(shape)}; copy the folder again")
         if not _are_sizes(sizes if kind == "experts" else [sizes]) or (kind == "experts" and len(sizes) != shape[0]):
-            raise InputError(f"config.json gives {name} {sizes} bytes; copy the folder again")
+            raise InputError(f"config.json gives {name} {_short(sizes)} bytes; copy the folder again")
         structure_of(name, entry)
     for head, source in tied.items():
         if head in modules or not isinstance(source, str) or modules.get(source, {}).get("kind") != "embedding":
-            raise InputError(f"config.json ties {head} to {source}, which is no coded embedding; copy the folder again")
+            raise InputError(
+                f"config.json ties {_short(head)} to {_short(source)}, which is no coded embedding; copy the folder again"
+            )
     if axes and axes not in modules:
-        raise InputError(f"config.json says that {axes} stores axes, and it is no coded layer; copy the folder again")
+        raise InputError(f"config.json says that {_short(axes)} stores axes, and it is no coded layer; copy the folder again")
+
+
+def _short(value: Any) -> str:
+    """What a message can hold of anything."""
+    return str(value)[:80]
 
 
 def _are_sizes(numbers: Any) -> bool:
@@ -73,13 +83,15 @@ def structure_of(name: str, entry: dict[str, Any]) -> Structure | None:
         return None
     if not isinstance(given, dict) or given.get("name") not in STRUCTURES:
         known = given.get("name") if isinstance(given, dict) else given
-        raise InputError(f"config.json gives {name} the structure {known!r}, which is unknown; update quasitile")
+        raise InputError(f"config.json gives {name} the structure {_short(known)!r}, which is unknown; update quasitile")
     side, ratio = given.get("side"), given.get("ratio")
     rows, columns = entry["shape"][-2:]
     whole = all(type(number) is int and number >= 1 for number in (side, ratio))
     # Blocks are expanded whole, and cut off then.
     if not whole or side > max(rows, columns) or ratio > rows * columns or side * side > max(1 << 20, 4 * rows * columns):
-        raise InputError(f"config.json gives {name} a structure of side {side} and ratio {ratio}; copy the folder again")
+        raise InputError(
+            f"config.json gives {name} a structure of side {_short(side)} and ratio {_short(ratio)}; copy the folder again"
+        )
     return Structure(given["name"], (rows, columns), side, ratio)
 
 

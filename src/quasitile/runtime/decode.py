@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 
 import torch
@@ -15,8 +16,20 @@ from torch import Tensor
 
 from quasitile.codec.stored import StoredMatrix
 from quasitile.codec.structure import Structure
+from quasitile.errors import InputError
 
 CHUNK_NUMBERS = 1 << 20  # decoded together, in row bands
+
+
+@contextmanager
+def named(name: str) -> Iterator[None]:
+    """Say which matrix it was."""
+    try:
+        yield
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"the stored matrix of {name} is damaged: {error}; copy the folder again") from error
 
 
 @cache

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from quasitile.errors import InputError
+from quasitile.runtime.decode import named
 from quasitile.runtime.lazy import Cache
 from quasitile.runtime.linear import TiledMatrix, tiled_matrices
 
@@ -87,19 +88,9 @@ def apply(model: nn.Module, wanted: Execution | None = None) -> str:
     cache = Cache(wanted.cache_bytes)
     for name, matrix in matrices.items():
         with named(name):
+            matrix.name = name
             matrix.execute(wanted.name, cache)
     return wanted.name
-
-
-@contextmanager
-def named(name: str) -> Iterator[None]:
-    """Say which matrix it was."""
-    try:
-        yield
-    except ValueError as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"the stored matrix of {name} is damaged: {error}; copy the folder again") from error
 
 
 def chosen(matrices: dict[str, TiledMatrix], memory_bytes: int | None) -> Execution:

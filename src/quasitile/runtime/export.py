@@ -21,8 +21,7 @@ from quasitile.codec.stored import StoredMatrix
 from quasitile.errors import InputError
 from quasitile.folders import stage_folder
 from quasitile.runtime.declared import check_depth, structure_of
-from quasitile.runtime.decode import chunks, decode_weight, finite_rows, in_threads
-from quasitile.runtime.execution import named
+from quasitile.runtime.decode import chunks, decode_weight, finite_rows, in_threads, named
 from quasitile.runtime.layers import KINDS
 from quasitile.runtime.load import check_local, is_compressed_config, load_config, meta_model
 from quasitile.runtime.plugin import GUARD, QuasitileConfig

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from quasitile.codec.stored import StoredMatrix
 from quasitile.codec.structure import Structure
-from quasitile.runtime.decode import chunks, decode_weight, finite_rows, in_threads
+from quasitile.runtime.decode import chunks, decode_weight, finite_rows, in_threads, named
 
 
 class Cache:
@@ -50,9 +50,13 @@ class Lazy:
         structure: See `CodedMatrix`; such a matrix is decoded as a whole.
         dtype: Of decoded weights.
         cache: Shared with the other matrices of the model.
+        name: Of the layer, for messages.
     """
 
-    def __init__(self, stored: StoredMatrix, structure: Structure | None, dtype: torch.dtype, cache: Cache) -> None:
+    def __init__(
+        self, stored: StoredMatrix, structure: Structure | None, dtype: torch.dtype, cache: Cache, name: str = ""
+    ) -> None:
+        self.name = name
         self.stored, self.structure, self.dtype, self.cache = stored, structure, dtype, cache
         self.chunks = chunks(stored)
         self.kept: list[Tensor | None] = [None] * (1 if structure else len(self.chunks))
@@ -68,13 +72,18 @@ class Lazy:
         self.kept = [None] * len(self.kept)
 
     def part(self, index: int, device: torch.device) -> Tensor:
-        """Rows of a chunk, from the cache or decoded."""
+        """Rows of a chunk, from the cache or decoded.
+
+        Raises:
+            InputError: The stored bytes contradict themselves.
+        """
         part = self.kept[index]
         if part is None:
-            if self.structure is not None:
-                part = decode_weight(self.stored, self.structure, self.dtype)
-            else:
-                part = finite_rows(self.stored, self.chunks[index]).to(self.dtype)
+            with named(self.name):
+                if self.structure is not None:
+                    part = decode_weight(self.stored, self.structure, self.dtype)
+                else:
+                    part = finite_rows(self.stored, self.chunks[index]).to(self.dtype)
             part = part.to(device)
             if self.cache.admit(part.numel() * part.element_size()):
                 self.kept[index] = part
@@ -101,7 +110,9 @@ class Lazy:
             index = sum(start <= band[0] for start in starts) - 1
             part, origin = self.kept[index], tiles[self.chunks[index][0]].row_start
             if part is None:
-                part, origin = finite_rows(self.stored, band).to(self.dtype).to(out.device), tiles[band[0]].row_start
+                with named(self.name):
+                    part = finite_rows(self.stored, band).to(self.dtype).to(out.device)
+                origin = tiles[band[0]].row_start
             wanted = (found == number).to(out.device)
             out[wanted] = part[(flat - origin).to(out.device)[wanted]]
         return out.view(*indices.shape, -1)

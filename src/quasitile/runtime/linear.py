@@ -62,6 +62,7 @@ class TiledMatrix(nn.Module):
         self._held: Tensor | None = None
         self._cached: tuple[int, Tensor] | None = None  # of a trainable matrix, for use without gradients
         self.execution, self._cache = "dense", Cache()
+        self.name = ""  # of its layer, for messages
         self.factored: Factored | None = None
         self.lazy: Lazy | None = None
         self._opened: StoredMatrix | None = None
@@ -202,7 +203,7 @@ class TiledMatrix(nn.Module):
         opened, dtype = self.opened(), self.dense.dtype
         if execution == "lazy":
             self._opened = opened
-            self.lazy = Lazy(opened, self.structure, dtype, self._cache)
+            self.lazy = Lazy(opened, self.structure, dtype, self._cache, self.name)
             return
         if execution == "factored" and can_be_factored(opened, self.structure):
             with suppress(OverflowError):

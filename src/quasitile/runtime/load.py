@@ -110,7 +110,7 @@ def load_config(model: str | Path) -> Any:
     try:
         return AutoConfig.from_pretrained(str(model))
     except (StrictDataclassError, TypeError, AttributeError, ArithmeticError) as error:
-        line = " ".join(str(error).split())
+        line = " ".join(str(error).split())[:300]
         raise InputError(f"{model} has a configuration that contradicts itself: {line}; mend config.json") from error
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{model} has no configuration that Transformers can load: {_first_line(error)}") from error
@@ -263,4 +263,4 @@ def save_model(model: Any, tokenizer: Any, folder: Path, *, trainable: bool = Fa
 
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return lines[0][:300] if lines else type(error).__name__

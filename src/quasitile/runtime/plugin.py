@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import weakref
 from pathlib import Path
 from types import MethodType
@@ -17,7 +18,8 @@ from quasitile.codec.block import CodedMatrix
 from quasitile.errors import InputError
 from quasitile.folders import read_json, write_json
 from quasitile.runtime.declared import FORMAT_VERSION, check_depth, check_entries, check_files, check_version, structure_of
-from quasitile.runtime.execution import apply, named
+from quasitile.runtime.decode import named
+from quasitile.runtime.execution import apply
 from quasitile.runtime.layers import KINDS, compressible_layers
 from quasitile.runtime.linear import TiledHead, TiledMatrix, tiled_matrices
 from quasitile.runtime.substitute import coded_parameters, substitute
@@ -270,3 +272,9 @@ def _tie(model: Any, tied: dict[str, str]) -> None:
         keys = getattr(model, "all_tied_weights_keys", None)
         if keys:
             keys.pop(f"{name}.weight", None)
+        for module in model.modules():  # `tie_weights` may be called again at any time
+            patterns = getattr(module, "_tied_weights_keys", None)
+            if isinstance(patterns, dict):
+                module._tied_weights_keys = {
+                    target: other for target, other in patterns.items() if not re.search(f"{target}$", f"{name}.weight")
+                }
