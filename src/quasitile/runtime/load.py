@@ -70,7 +70,10 @@ def load_model(
         raise InputError(
             f"{model} lacks {len(missing)} tensors ({missing[0]}, ...); the model would be partly random, copy it again"
         )
-    loaded.storage_dtypes = storage_dtypes(uncoded(loaded), getattr(config, "dtype", None) or torch.bfloat16)
+    stored_dtype = getattr(config, "dtype", None) or torch.bfloat16
+    if not isinstance(stored_dtype, torch.dtype):
+        raise InputError(f"{model}: config.json has the dtype {stored_dtype!r}; mend config.json")
+    loaded.storage_dtypes = storage_dtypes(uncoded(loaded), stored_dtype)
     tokenizer = load_tokenizer(model)
     check_vocabulary(model, loaded, tokenizer.vocab_size)
     return loaded.eval(), tokenizer
