@@ -118,8 +118,8 @@ class StoredMatrix:
             raise ValueError("the scale of a component is no finite number")
         self._scales, self._components = scales, np.concatenate([[0], self.ranks.cumsum()])
         self.tiling = Tiling((num_rows, num_columns), tuple(Tile(*corner) for corner in corners.tolist()))
-        used = ({self.transform} if num_components else set()) | ({self.residual_transform} if kind else set())
-        check_bases(self.tiling, used - {None})
+        used = {self.transform} if num_components else set()
+        check_bases(self.tiling, used | ({self.residual_transform} if self.residual_transform is not None else set()))
         self._corners = corners
         self._factor_words = _places(reader.skip(4 * int(lengths.sum())), 4 * lengths)
         self._statistics: Statistics | None = None

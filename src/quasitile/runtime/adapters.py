@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from peft import LoraConfig
-from peft.tuners.lora import Linear
+from peft import LoraConfig  # pyright: ignore[reportMissingImports]
+from peft.tuners.lora import Linear  # pyright: ignore[reportMissingImports]
 from torch import nn
 
 from quasitile.runtime.linear import TiledLinear

@@ -46,7 +46,9 @@ def check_entries(modules: Any, tied: Any, axes: Any) -> None:
             raise InputError(f"config.json names a layer {_short(name)}..., with {len(name)} letters; copy the folder again")
         if not isinstance(entry, dict):
             raise InputError(f"config.json says nothing of {name}; copy the folder again")
-        kind, shape, sizes = entry.get("kind"), entry.get("shape"), entry.get("payload_bytes")
+        kind: Any = entry.get("kind")
+        shape: Any = entry.get("shape")
+        sizes: Any = entry.get("payload_bytes")
         if not isinstance(kind, str) or kind not in KINDS:
             raise InputError(f"config.json calls {name} a {_short(kind)!r}, which this version does not know; update quasitile")
         if not _are_sizes(shape) or len(shape) != AXES_OF_KIND.get(kind, 2):
@@ -84,7 +86,8 @@ def structure_of(name: str, entry: dict[str, Any]) -> Structure | None:
     if not isinstance(given, dict) or given.get("name") not in STRUCTURES:
         known = given.get("name") if isinstance(given, dict) else given
         raise InputError(f"config.json gives {name} the structure {_short(known)!r}, which is unknown; update quasitile")
-    side, ratio = given.get("side"), given.get("ratio")
+    side: Any = given.get("side")
+    ratio: Any = given.get("ratio")
     rows, columns = entry["shape"][-2:]
     whole = all(type(number) is int and number >= 1 for number in (side, ratio))
     # Blocks are expanded whole, and cut off then.

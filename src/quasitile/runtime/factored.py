@@ -11,6 +11,7 @@ its group), P rows, Q columns.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,8 @@ class Factored(nn.Module):
         stored: For which `can_be_factored`.
         dtype: Of the factors.
     """
+
+    order: Any
 
     def __init__(self, stored: StoredMatrix, dtype: torch.dtype) -> None:
         super().__init__()
@@ -101,6 +104,9 @@ class GroupedFactors(nn.Module):
         dtype: Of U and V.
     """
 
+    right_0: Any
+    outputs: Any
+
     def __init__(self, stored: StoredMatrix, order: Tensor, dtype: torch.dtype) -> None:
         super().__init__()
         self.num_rows, self.num_columns = stored.tiling.shape
@@ -120,8 +126,9 @@ class GroupedFactors(nn.Module):
             first += left.shape[1]
         place = torch.zeros(first, dtype=torch.long)  # of each component among the outputs of the first products
         self.num_inner = 0
-        self.first_groups = _grouped(list(by_columns.values()))
-        for number, group in enumerate(self.first_groups):
+        first_groups, second_groups = _grouped(list(by_columns.values())), _grouped(list(by_rows.values()))
+        self.first_groups, self.second_groups = len(first_groups), len(second_groups)
+        for number, group in enumerate(first_groups):
             width, most = group[0].stop - group[0].start, max(band.rank for band in group)
             right = torch.zeros(len(group), most, width, dtype=dtype)
             for g, band in enumerate(group):
@@ -134,9 +141,8 @@ class GroupedFactors(nn.Module):
             self._keep(f"right_{number}", right)
             self._keep(f"inputs_{number}", torch.stack([order[band.start : band.stop] for band in group]))
             self.num_inner += len(group) * most
-        self.second_groups = _grouped(list(by_rows.values()))
         outputs = []
-        for number, group in enumerate(self.second_groups):
+        for number, group in enumerate(second_groups):
             height, most = group[0].stop - group[0].start, max(band.rank for band in group)
             left, inner = torch.zeros(len(group), height, most, dtype=dtype), torch.zeros(len(group), most, dtype=torch.long)
             for g, band in enumerate(group):
@@ -151,7 +157,6 @@ class GroupedFactors(nn.Module):
             self._keep(f"inner_{number}", inner)
         joined = torch.cat(outputs)
         self._keep("outputs", None if torch.equal(joined, torch.arange(self.num_rows)) else joined)
-        self.first_groups, self.second_groups = len(self.first_groups), len(self.second_groups)
 
     def _keep(self, name: str, tensor: Tensor | None) -> None:
         self.register_buffer(name, tensor, persistent=False)
@@ -230,6 +235,9 @@ class WholeNumbers(nn.Module):
     codes: Tensor
     row_values: Tensor
     column_values: Tensor
+    large_rows: Tensor
+    large_columns: Tensor
+    large_extra: Tensor
 
     def __init__(self, stored: StoredMatrix) -> None:
         super().__init__()
