@@ -14,7 +14,9 @@ from quasitile.reading import ReadSettings, read
 from quasitile.recipe import Recipe, load_recipe
 from quasitile.report import report
 from quasitile.run import run
-from quasitile.runtime import load_model
+from quasitile.runtime import execution, load_model, set_execution
+from quasitile.runtime.chat import chat
+from quasitile.runtime.export import ExportSettings, export
 
 __version__ = "0.1.0"
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
     "BaselineSettings",
     "CompressSettings",
     "EvaluateSettings",
+    "ExportSettings",
     "InputError",
     "InspectSettings",
     "ReadSettings",
@@ -32,8 +35,11 @@ __all__ = [
     "adapt",
     "align",
     "baseline",
+    "chat",
     "compress",
     "evaluate",
+    "execution",
+    "export",
     "inspect",
     "load_model",
     "load_recipe",
@@ -41,4 +47,5 @@ __all__ = [
     "report",
     "run",
     "sample",
+    "set_execution",
 ]

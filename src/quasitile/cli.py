@@ -160,6 +160,54 @@ def evaluate(
 
 
 @app.command()
+def export(
+    model: str,
+    out: Out,
+    dtype: Annotated[str, typer.Option("--dtype", help="bf16, fp16 or fp32.")] = "bf16",
+    changes: Set = None,
+) -> None:
+    """An ordinary dense checkpoint, which Transformers, vLLM, llama.cpp and others read without quasitile."""
+    changes = [*(changes or ()), f"dtype={quasitile.runtime.export.SHORT.get(dtype, dtype)}"]
+    show(quasitile.export(model, out, settings_of(quasitile.ExportSettings, changes)))
+
+
+@app.command()
+def chat(
+    model: str,
+    system: Annotated[str, typer.Option("--system", help="The system message.")] = "",
+    dtype: Annotated[str, typer.Option("--dtype", help="Of the arithmetic: bf16, fp16 or fp32.")] = "fp32",
+    execution: Annotated[str, typer.Option("--execution", help="auto, dense, factored or lazy.")] = "auto",
+    cache: Annotated[int, typer.Option("--cache", help="Megabytes that lazy execution may keep decoded.")] = 0,
+    tokens: Annotated[int, typer.Option("--tokens", help="The most tokens of an answer.")] = 512,
+    temperature: Annotated[float | None, typer.Option("--temperature", help="0 for the likeliest token always.")] = None,
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+) -> None:
+    """Talk to a model: /system TEXT, /reset, /exit."""
+    quasitile.chat(
+        model,
+        system=system,
+        dtype=quasitile.runtime.export.dtype_of(dtype),
+        execution=execution,
+        cache_bytes=1_000_000 * cache,
+        max_tokens=tokens,
+        temperature=temperature,
+        seed=seed,
+    )
+
+
+@app.command(name="exec", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def execute(
+    context: typer.Context,
+    program: Annotated[str, typer.Argument(help="A Python program that is installed here, as lm_eval or transformers.")],
+    execution: Annotated[str, typer.Option("--execution", help="auto, dense, factored or lazy.")] = "dense",
+) -> None:
+    """Run another program so that it can open folders that quasitile wrote, as `quasitile exec lm_eval run ...`."""
+    from quasitile.runtime.programs import run_program
+
+    run_program(program, context.args, execution)
+
+
+@app.command()
 def report(run: Path, out: Annotated[Path | None, typer.Option("--out", help="Where the page goes.")] = None) -> None:
     """One self-contained HTML page about a run folder."""
     screen.print(f"{quasitile.report(run, out)['path']}")

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from quasitile import InputError, compress, load_model
+from quasitile.checkpoint import seal
 from quasitile.checkpoint.shards import INDEX, weight_files
 from quasitile.compress import CompressSettings
 from quasitile.runtime import is_compressed, tiled_matrices
@@ -94,14 +95,29 @@ def test_a_newer_format_is_refused(compressed, tmp_path):
         load_model(damaged(compressed, tmp_path, raise_version))
 
 
-def test_a_missing_tensor_is_refused(compressed, tmp_path):
-    def rename(folder):
-        config = json.loads((folder / "config.json").read_text())
-        config["num_hidden_layers"] = 3
-        (folder / "config.json").write_text(json.dumps(config))
+def one_layer_more(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config["num_hidden_layers"] = 3
+    (folder / "config.json").write_text(json.dumps(config))
 
-    with pytest.raises(InputError, match="lacks"):
-        load_model(damaged(compressed, tmp_path, rename))
+
+def test_a_missing_tensor_is_refused(compressed, tmp_path):
+    def change(folder):
+        one_layer_more(folder)
+        seal(folder)
+
+    folder = damaged(compressed, tmp_path, change)
+    with pytest.raises(InputError, match=r"lacks 9 tensors \(model\.layers\.2\."):
+        load_model(folder)
+    with pytest.raises(InputError, match="lacks 9 tensors"):
+        AutoModelForCausalLM.from_pretrained(folder)
+
+
+def test_a_changed_configuration_is_refused(compressed, tmp_path):
+    folder = damaged(compressed, tmp_path, one_layer_more)
+    for load in (load_model, AutoModelForCausalLM.from_pretrained):
+        with pytest.raises(InputError, match=r"config\.json does not match its checksum"):
+            load(folder)
 
 
 def test_no_config_no_weights_no_folder(compressed, tmp_path):

@@ -1,5 +1,5 @@
 """The only code that opens weight files."""
 
-from quasitile.checkpoint.shards import check_tensors, stored_bytes, tensor_headers, verify_checksums, write_shards
+from quasitile.checkpoint.shards import check_tensors, seal, stored_bytes, tensor_headers, verify_checksums, write_shards
 
-__all__ = ["check_tensors", "stored_bytes", "tensor_headers", "verify_checksums", "write_shards"]
+__all__ = ["check_tensors", "seal", "stored_bytes", "tensor_headers", "verify_checksums", "write_shards"]

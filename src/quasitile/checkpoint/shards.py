@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
-import struct
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,8 +13,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from quasitile.checkpoint.headers import file_headers
 from quasitile.errors import InputError
-from quasitile.folders import read_json, write_json
+from quasitile.folders import STAGE_FILES, read_json, write_json
 
 INDEX = "model.safetensors.index.json"
 REMAINDERS = "remainders.safetensors"
@@ -87,25 +86,75 @@ def checksum(file: Path) -> str:
         return hashlib.file_digest(data, "sha256").hexdigest()
 
 
-def verify_checksums(files: Iterable[str | Path]) -> None:
-    """Compare weight files with the checksums in their folder's index, where it has any.
+def seal(folder: str | Path, trust_index: bool = False) -> None:
+    """Write checksums of all that belongs to a finished model folder: weights, configuration, tokenizer, template.
+
+    Args:
+        folder: With one weight file, which gets an index, or with several and their index.
+        trust_index: Keep the checksums of weight files that the index has.
+    """
+    folder = Path(folder)
+    index = read_index(folder) if (folder / INDEX).is_file() else {"metadata": {}, "weight_map": {}}
+    single = folder / "model.safetensors"
+    if single.is_file():
+        index["weight_map"] = dict.fromkeys(file_headers(single), single.name)
+    known = (index["metadata"].get("sha256") or {}) if trust_index else {}
+    weights = {file.name for file in weight_files(folder)}
+    others = {file.name for file in folder.iterdir() if file.is_file() and belongs(file.name)}
+    sums = {name: known[name] if name in known else checksum(folder / name) for name in sorted(weights)}
+    index["metadata"]["sha256"] = sums | {name: checksum(folder / name) for name in sorted(others)}
+    write_json(folder / INDEX, index)
+
+
+def belongs(name: str) -> bool:
+    """Whether a file beside the weights is part of a model, and not of how it was made."""
+    kinds = (".json", ".jinja", ".model", ".txt", ".tiktoken")
+    return name.endswith(kinds) and name not in (INDEX, *STAGE_FILES) and not name.startswith(".")
+
+
+def read_index(folder: str | Path) -> dict[str, Any]:
+    """The index of a folder.
 
     Raises:
-        InputError: A file differs, is missing, or the index names none for it.
+        InputError: It is no index, or names something that is no file of the folder.
     """
-    for file in map(Path, files):
-        index = file.parent / INDEX
-        if not index.is_file():
+    path = Path(folder) / INDEX
+    index = read_json(path)
+    index = index if isinstance(index, dict) else {}
+    metadata, weight_map = index.setdefault("metadata", {}), index.get("weight_map")
+    if not isinstance(metadata, dict) or not isinstance(weight_map, dict):
+        raise InputError(f"{path} is no index of tensors; copy the whole folder again")
+    checksums = metadata.get("sha256")
+    if checksums is not None and not isinstance(checksums, dict):
+        raise InputError(f"{path} has no list of checksums; copy the whole folder again")
+    for name in {*map(str, weight_map.values()), *(checksums or {})}:
+        if Path(name).name != name or name in ("", ".", "..") or len(name) > 255:
+            raise InputError(f"{path} names {name[:80]!r}, which is no file of the folder; copy the whole folder again")
+    return index
+
+
+def verify_checksums(files: Iterable[str | Path]) -> None:
+    """Compare weight files, and what else their folder's index has checksums of, with the index, where it has any.
+
+    Raises:
+        InputError: A file differs, a weight file is missing, or the index names no checksum for one.
+    """
+    weights = list(map(Path, files))
+    for folder in {file.parent for file in weights}:
+        if not (folder / INDEX).is_file():
             continue
-        expected = read_json(index).get("metadata", {}).get("sha256")
+        expected = read_index(folder)["metadata"].get("sha256")
         if expected is None:
             continue
-        if file.name not in expected:
-            raise InputError(f"{index} has no checksum for {file.name}; copy the whole folder again")
-        if not file.is_file():
-            raise InputError(f"{file} is missing; copy the whole folder again")
-        if checksum(file) != expected[file.name]:
-            raise InputError(f"{file} does not match its checksum in {INDEX}; it is damaged, copy it again")
+        for name in (file.name for file in weights if file.parent == folder):
+            if name not in expected:
+                raise InputError(f"{folder / INDEX} has no checksum for {name}; copy the whole folder again")
+            if not (folder / name).is_file():
+                raise InputError(f"{folder / name} is missing; copy the whole folder again")
+        for name, value in expected.items():
+            if (folder / name).is_file() and checksum(folder / name) != value:
+                advice = "copy it again" if name.endswith(".safetensors") else "copy it again, or take it out of the index"
+                raise InputError(f"{folder / name} does not match its checksum in {INDEX}; it is damaged, {advice}")
 
 
 def weight_files(folder: str | Path) -> list[Path]:
@@ -120,7 +169,7 @@ def weight_files(folder: str | Path) -> list[Path]:
     single = folder / "model.safetensors"
     files = [single] if single.is_file() else []
     if not files and (folder / INDEX).is_file():
-        files = [folder / name for name in sorted(set(read_json(folder / INDEX).get("weight_map", {}).values()))]
+        files = [folder / name for name in sorted(set(map(str, read_index(folder)["weight_map"].values())))]
     if not files:
         raise InputError(f"{folder} has no safetensors weights; convert the model to safetensors first")
     for file in files:
@@ -143,7 +192,7 @@ def check_tensors(folder: str | Path) -> None:
     """
     folder, tensors = Path(folder), tensor_headers(folder)
     if not (folder / "model.safetensors").is_file():
-        for name, file in read_json(folder / INDEX).get("weight_map", {}).items():
+        for name, file in read_index(folder)["weight_map"].items():
             if name not in tensors or tensors[name]["file"] != file:
                 where = f"{folder / file} does not hold {name}, which {INDEX} places there"
                 raise InputError(f"{where}; copy the whole folder again")
@@ -164,33 +213,12 @@ def tensor_headers(folder: str | Path) -> dict[str, dict[str, Any]]:
         folder: A model folder, or one safetensors file.
 
     Raises:
-        InputError: A file is shorter than its header says, or its header is not readable.
+        InputError: See `file_headers`, or a tensor is in two files.
     """
     tensors: dict[str, dict[str, Any]] = {}
     for file in [Path(folder)] if Path(folder).is_file() else weight_files(folder):
-        size = file.stat().st_size
-        with file.open("rb") as data:
-            head = data.read(8)
-            length = struct.unpack("<Q", head)[0] if len(head) == 8 else size
-            if length > size - 8:
-                raise InputError(f"{file} is truncated; copy it again")
-            try:
-                header = json.loads(data.read(length))
-                for name, entry in header.items():
-                    if name == "__metadata__":
-                        continue
-                    start, stop = entry["data_offsets"]
-                    if stop > size - 8 - length:
-                        raise InputError(f"{file} is truncated inside {name}; copy it again")
-                    tensors[name] = {
-                        "dtype": entry["dtype"],
-                        "shape": entry["shape"],
-                        "num_bytes": stop - start,
-                        "file": file.name,
-                        "start": 8 + length + start,
-                    }
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                if isinstance(error, InputError):
-                    raise
-                raise InputError(f"{file} has no valid safetensors header; copy it again") from error
+        for name, entry in file_headers(file).items():
+            if name in tensors:
+                raise InputError(f"{file} holds {name}, which {tensors[name]['file']} holds too; copy the whole folder again")
+            tensors[name] = entry
     return tensors

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,13 +88,13 @@ class Stored:
         name: In the shard.
         dtype: Of its values.
         shape: Its axes.
-        source: The tensor, or a file with exactly its bytes.
+        source: The tensor, a file with exactly its bytes, or a function that gives it in pieces along its first axis.
     """
 
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
-    source: Tensor | Path
+    source: Tensor | Path | Callable[[], Iterable[Tensor]]
 
     @property
     def num_bytes(self) -> int:
@@ -124,10 +124,15 @@ def write_tensors(path: Path, tensors: Iterable[Stored]) -> None:
                 assert (each.source.dtype, each.source.shape) == (each.dtype, each.shape), each.name
                 out.write(each.source.detach().contiguous().flatten().view(torch.uint8).numpy().data)
                 continue
-            with each.source.open("rb") as data:
-                copied = 0
-                while part := data.read(COPY_BYTES):
-                    copied += out.write(part)
+            copied = 0
+            if isinstance(each.source, Path):
+                with each.source.open("rb") as data:
+                    while part := data.read(COPY_BYTES):
+                        copied += out.write(part)
+            else:
+                for piece in each.source():
+                    assert piece.dtype == each.dtype, each.name
+                    copied += out.write(piece.contiguous().flatten().view(torch.uint8).numpy().data)
             assert copied == each.num_bytes, each.name
         out.flush()
         os.fsync(out.fileno())

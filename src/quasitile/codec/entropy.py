@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from quasitile.codec.machine import machine, points_of
-from quasitile.codec.rans import PRECISION, frequencies, rans_decode, rans_encode
+from quasitile.codec.rans import BINS, PRECISION, frequencies, rans_decode, rans_decode_tiles, rans_encode
 
 LEVEL_OCTAVE, LEVEL_CENTRE, NUM_LEVELS = 4, 16, 64  # spread 2^((level - 16) / 4)
 NUM_SHAPES = 5  # a shape of n is n / 4 Laplace and the rest normal
@@ -102,6 +102,19 @@ def cumulative_table(shape: int) -> tuple[NDArray[np.int64], NDArray[np.int64], 
         place += len(lists[-1])
     largest = np.array([largest_code(level) for level in range(NUM_LEVELS)], np.int64)
     return starts, largest, np.concatenate(lists).astype(np.int32)
+
+
+@cache
+def first_guesses(shape: int) -> NDArray[np.int32]:
+    """Places in `cumulative_table` of the first slot of each bin (2 quantisers, levels, bins + 1): where a search begins."""
+    starts, largest, cumulative = cumulative_table(shape)
+    guesses = np.empty((2, NUM_LEVELS, BINS + 1), np.int32)
+    slots = np.arange(BINS + 1) * ((1 << PRECISION) // BINS)
+    for quantiser, level in np.ndindex(2, NUM_LEVELS):
+        begin, count = starts[quantiser, level], 2 * largest[level] + 2
+        inner = cumulative[begin : begin + count]
+        guesses[quantiser, level] = begin + np.searchsorted(inner, slots, side="right") - 1
+    return guesses
 
 
 def fit(points: NDArray[np.int64], num_states: int = 1, quantisers: NDArray | None = None, most: int = 1 << 13) -> Statistics:
@@ -201,12 +214,50 @@ def decode_tile(
     codes, quantisers = np.empty(levels.shape, np.int32), np.empty(levels.shape, np.uint8)
     words, escapes, levels = np.ascontiguousarray(words), np.ascontiguousarray(escapes), np.ascontiguousarray(levels)
     following = machine(num_states).following
-    status = rans_decode(words, escapes, levels, following, *cumulative_table(shape), codes, quantisers)
+    status = rans_decode(words, escapes, levels, following, *cumulative_table(shape), first_guesses(shape), codes, quantisers)
+    _check(status)
+    return points_of(codes, quantisers, num_states)
+
+
+def decode_tiles(
+    stream: NDArray[np.uint32],
+    lengths: NDArray[np.int64],
+    counts: NDArray[np.int64],
+    corners: NDArray[np.int64],
+    statistics: Statistics,
+) -> NDArray[np.int32]:
+    """The points (M, N) of tiles that cover a matrix, or whole row bands of one.
+
+    Args:
+        stream: Tile after tile: its words, then its large codes.
+        lengths: (T,) of the words.
+        counts: (T,) of the large codes; all together are the stream.
+        corners: (T, 4) row start, row stop, column start, column stop.
+        statistics: Of these rows.
+
+    Raises:
+        ValueError: Words or large codes are left over or lacking.
+    """
+    shape = len(statistics.row_levels), len(statistics.column_levels)
+    assert int(lengths.sum() + counts.sum()) == len(stream)
+    assert int(corners[:, 1].max()) <= shape[0]
+    assert int(corners[:, 3].max()) <= shape[1]
+    points = np.zeros(shape, np.int32)
+    levels = statistics.row_levels.astype(np.int64), statistics.column_levels.astype(np.int64) - COLUMN_CENTRE
+    following = machine(statistics.num_states).following
+    tables = *cumulative_table(statistics.shape), first_guesses(statistics.shape)
+    _check(rans_decode_tiles(stream, lengths, counts, np.ascontiguousarray(corners), *levels, following, *tables, points))
+    return points
+
+
+def _check(status: int) -> None:
+    """What a decoder returned."""
     if status == 1:
         raise ValueError("its residual names more large codes than it holds")
-    if status:
+    if status == 2:
         raise ValueError("its residual stream does not end where it should")
-    return points_of(codes, quantisers, num_states)
+    if status == 3:
+        raise ValueError(f"its residual has a code beyond {MAX_ESCAPE // 2}")
 
 
 def encode_bytes(values: NDArray[np.uint8]) -> bytes:

@@ -7,10 +7,7 @@ their own, whose spread costs one byte. For the residual see `entropy`.
 
 from __future__ import annotations
 
-import math
-import struct
 import zlib
-from dataclasses import replace
 
 import constriction
 import numpy as np
@@ -20,32 +17,32 @@ from torch import Tensor
 
 from quasitile.codec import entropy
 from quasitile.codec.axes import KLT, MAX_BASIS_CODE, SORTED, Axes, order_of_scales
-from quasitile.codec.block import Block, CodedMatrix, Tile, Tiling, from_symbols, symbols
-from quasitile.codec.entropy import Statistics, decode_bytes, encode_bytes, fit
+from quasitile.codec.block import CodedMatrix, Tiling, symbols
+from quasitile.codec.entropy import Statistics, encode_bytes, fit
 from quasitile.codec.factors import MAX_CODE, code_bits, spread_before_rounding
-from quasitile.codec.machine import STATES, codes_of
+from quasitile.codec.machine import codes_of
+from quasitile.codec.payload import (
+    FACTORS,
+    HEADER,
+    MAGIC,
+    MAGIC_WITH_AXES,
+    NO_AXES,
+    SHARED_AXES,
+    SORTED_AXES,
+    SPREAD_CENTRE,
+    SPREAD_OCTAVE,
+    STORED_AXES,
+    check_bases,
+    models,
+)
 from quasitile.codec.spectrum import TRANSFORMS
-
-# magic, M, N, tiles, components, bytes of the tiling, transform, 1 + transform of the residual or 0, its states, axes, its step
-HEADER = struct.Struct("<4sIIIIIBBBBd")
-MAGIC, MAGIC_WITH_AXES = b"QT03", b"QT04"
-NO_AXES = 0  # from 1 on, 1 + the number of a transform; from 255 down:
-STORED_AXES, SHARED_AXES, SORTED_AXES = 255, 254, 253
-STORED_BYTE_LIMIT = 256  # codes of a stored basis that a byte of payload may stand for, at most
-SPREAD_OCTAVE, SPREAD_CENTRE = 8, 40
-MAX_SIDE = 1 << 24
-FACTORS = constriction.stream.model.QuantizedGaussian(-MAX_CODE, MAX_CODE)
+from quasitile.codec.stored import StoredMatrix
 
 
 def spread_codes(codes: Tensor) -> Tensor:
     """One byte for the spread of the normal distribution behind each column of codes (rows x R)."""
     spread = spread_before_rounding(codes.double().square().mean(0).sqrt())
     return (spread.log2() * SPREAD_OCTAVE + SPREAD_CENTRE).round().clamp(0, 255).to(torch.uint8)
-
-
-def spread_values(codes: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """The spreads that bytes stand for: `2^((code - 40) / 8)`."""
-    return np.exp2((codes.astype(np.float64) - SPREAD_CENTRE) / SPREAD_OCTAVE)
 
 
 def estimated_bytes(coded: CodedMatrix) -> float:
@@ -93,19 +90,15 @@ def _residual(coded: CodedMatrix) -> tuple[NDArray[np.int32], NDArray[np.uint8],
     return codes, quantisers, fit(points, coded.num_states, quantisers)
 
 
-def _models(rows: int, columns: int, spreads: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and spread of every symbol of a tile, components one after another."""
-    values = spread_values(spreads)
-    deviations = np.concatenate([np.repeat(values[0], rows), np.repeat(values[1], columns)])
-    return np.zeros_like(deviations), deviations
-
-
 def pack(coded: CodedMatrix) -> Tensor:
     """All bytes of a matrix, as a uint8 tensor. Codes must be whole numbers.
 
     Raises:
-        ValueError: A code is not a whole number, or too large.
+        ValueError: A code is not a whole number, or too large, or tiles are too large for their transform.
     """
+    has_residual = any(block.residual is not None for block in coded.blocks)
+    used = {coded.transform} if any(block.rank for block in coded.blocks) else set()
+    check_bases(coded.tiling, used | ({coded.residual_transform} if has_residual else set()))
     streams, spreads = [], []
     for block in coded.blocks:
         if block.rank == 0:
@@ -116,7 +109,7 @@ def pack(coded: CodedMatrix) -> Tensor:
             raise ValueError(f"codes must be whole numbers of at most {MAX_CODE}; round the block before packing")
         spread = torch.stack([spread_codes(block.left), spread_codes(block.right)]).numpy()
         coder = constriction.stream.stack.AnsCoder()
-        coder.encode_reverse(row.to(torch.int32).numpy(), FACTORS, *_models(len(block.left), len(block.right), spread))
+        coder.encode_reverse(row.to(torch.int32).numpy(), FACTORS, *models(len(block.left), len(block.right), spread))
         streams.append(coder.get_compressed())
         spreads.append(spread)
     num_components = sum(block.rank for block in coded.blocks)
@@ -195,26 +188,6 @@ def _axes_parts(axes: Axes | None) -> list[bytes]:
     return [widths, *(encode_bytes(codes) for codes in shifted)]
 
 
-class _Reader:
-    """Takes arrays from a byte string, and never more than there is."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data, self.place = data, 0
-
-    def take(self, count: int, kind: str) -> NDArray:
-        size = count * np.dtype(kind).itemsize
-        if size > len(self.data) - self.place:
-            raise ValueError(f"it ends at byte {len(self.data)} where {self.place + size} are declared")
-        self.place += size
-        return np.frombuffer(self.data, kind, count, self.place - size)
-
-    def take_levels(self, count: int) -> NDArray[np.uint8]:
-        """What `encode_bytes` wrote of so many values."""
-        mean, spread = self.take(2, "u1").tolist()
-        words = self.take(int(self.take(1, "<u4")[0]), "<u4").astype(np.uint32)
-        return decode_bytes(mean, spread, words, count)
-
-
 def unpack(payload: Tensor, shape: tuple[int, int] | None = None, shared: Axes | None = None) -> CodedMatrix:
     """The coded matrix that `pack` wrote.
 
@@ -226,116 +199,4 @@ def unpack(payload: Tensor, shape: tuple[int, int] | None = None, shared: Axes |
     Raises:
         ValueError: The bytes are not a coded matrix, contradict themselves, or are of another shape.
     """
-    reader = _Reader(payload.cpu().numpy().tobytes())
-    header = HEADER.unpack(reader.take(HEADER.size, "u1").tobytes())
-    magic, num_rows, num_columns, num_tiles, num_components, corner_bytes, *kinds, step = header
-    transform, kind, num_states, axes_kind = kinds
-    if magic not in (MAGIC, MAGIC_WITH_AXES):
-        raise ValueError(f"it starts with {magic!r} instead of {MAGIC!r}")
-    if (magic == MAGIC) != (axes_kind == NO_AXES) or len(TRANSFORMS) < axes_kind < SORTED_AXES:
-        raise ValueError(f"its axes are of kind {axes_kind}, which is out of range")
-    if transform >= len(TRANSFORMS) or kind > len(TRANSFORMS) or max(num_rows, num_columns) > MAX_SIDE:
-        raise ValueError(f"transform {transform}, residual {kind} or shape {num_rows} x {num_columns} is out of range")
-    if shape is not None and (num_rows, num_columns) != shape:
-        raise ValueError(f"the stored matrix is {num_rows} x {num_columns}, expected {shape[0]} x {shape[1]}")
-    if kind and (not 0 < step < math.inf or num_states not in STATES):
-        raise ValueError(f"its residual has a step of {step} and a trellis of {num_states} states")
-    row_scales, column_scales = reader.take_levels(num_rows), reader.take_levels(num_columns)
-    corners = _inflate(reader.take(corner_bytes, "u1").tobytes(), num_tiles)
-    ranks = reader.take(num_tiles, "<u2").astype(np.int64)
-    lengths = reader.take(num_tiles, "<u4").astype(np.int64)
-    scales = torch.from_numpy(reader.take(num_components, "<u2").astype(np.uint16)).view(torch.bfloat16).float()
-    spreads = reader.take(2 * num_components, "u1").reshape(2, -1)
-    _check_geometry(corners, ranks, num_rows, num_columns, num_components)
-    tiling = Tiling((num_rows, num_columns), tuple(Tile(*map(int, corner)) for corner in corners))
-    blocks, first = [], 0
-    for tile, rank, length in zip(tiling.tiles, ranks.tolist(), lengths.tolist(), strict=True):
-        rows, columns = tile.shape
-        words = reader.take(length, "<u4").astype(np.uint32)
-        if rank:
-            part = spreads[:, first : first + rank]
-            row = constriction.stream.stack.AnsCoder(words).decode(FACTORS, *_models(rows, columns, part))
-            left, right = from_symbols(torch.from_numpy(row).float(), rows, columns)
-        else:
-            left, right = torch.zeros(rows, 0), torch.zeros(columns, 0)
-        blocks.append(Block(left, right, scales[first : first + rank].clone()))
-        first += rank
-    if kind:
-        _read_residual(reader, tiling, blocks, step, num_states)
-    axes = None
-    if axes_kind == SORTED_AXES:
-        order = order_of_scales(torch.from_numpy(column_scales))
-        axes, column_scales = Axes(SORTED, (num_columns,), (order,)), column_scales[order.numpy()]
-    elif axes_kind != NO_AXES:
-        axes = _read_axes(reader, num_columns, axes_kind, shared)
-    if reader.place != len(reader.data):
-        raise ValueError(f"{len(reader.data) - reader.place} bytes follow its end")
-    names = list(TRANSFORMS)
-    return CodedMatrix(
-        tiling,
-        blocks,
-        names[transform],
-        torch.from_numpy(row_scales),
-        torch.from_numpy(column_scales),
-        names[kind - 1] if kind else "identity",
-        num_states if kind else 1,
-        axes=axes,
-    )
-
-
-def _read_residual(reader: _Reader, tiling: Tiling, blocks: list[Block], step: float, num_states: int) -> None:
-    """Give every block its residual."""
-    shape = int(reader.take(1, "u1")[0])
-    if shape >= entropy.NUM_SHAPES:
-        raise ValueError(f"its residual has a distribution of shape {shape}, the largest known is {entropy.NUM_SHAPES - 1}")
-    statistics = Statistics(reader.take_levels(tiling.shape[0]), reader.take_levels(tiling.shape[1]), shape)
-    lengths, counts = reader.take(len(blocks), "<u4"), reader.take(len(blocks), "<u4")
-    for tile, block, length, count in zip(tiling.tiles, blocks, lengths.tolist(), counts.tolist(), strict=True):
-        words, escapes = reader.take(length, "<u4").astype(np.uint32), reader.take(count, "<i4").astype(np.int32)
-        levels = statistics.levels(tile.rows, tile.columns)
-        points = entropy.decode_tile(words, escapes, levels, shape, num_states)
-        block.residual, block.residual_step = torch.from_numpy(points).float(), step
-
-
-def _read_axes(reader: _Reader, num_columns: int, kind: int, shared: Axes | None) -> Axes:
-    """The axes that `_axes_parts` wrote, or that another matrix stores."""
-    if kind == SHARED_AXES:
-        if shared is None or sum(shared.widths) != num_columns:
-            raise ValueError(f"it refers to stored axes of {num_columns} columns, and there are none")
-        return replace(shared, shared=True)
-    widths = tuple(reader.take(int(reader.take(1, "<u4")[0]), "<u4").tolist())
-    if sum(widths) != num_columns or 0 in widths:
-        raise ValueError(f"its axes stand for {sum(widths)} columns instead of {num_columns}")
-    if kind != STORED_AXES:
-        return Axes(list(TRANSFORMS)[kind - 1], widths)
-    codes = []
-    for width in widths:
-        if width * width > STORED_BYTE_LIMIT * len(reader.data):
-            raise ValueError(f"its axes are {width} x {width} in {len(reader.data)} bytes")
-        values = torch.from_numpy(reader.take_levels(width * width)).view(width, width)
-        codes.append(values.double() - (MAX_BASIS_CODE + 1))
-    axes = Axes(KLT, widths, tuple(codes))
-    axes.matrices()  # refuses what is no basis
-    return axes
-
-
-def _inflate(data: bytes, num_tiles: int) -> NDArray[np.int64]:
-    """Corners (T, 4) of so many tiles; never more memory than they need."""
-    decompressor = zlib.decompressobj()
-    try:
-        raw = decompressor.decompress(data, min(16 * num_tiles + 1, 1100 * len(data) + 1))
-    except zlib.error as error:
-        raise ValueError(f"its tiling is damaged ({error})") from error
-    if len(raw) != 16 * num_tiles:
-        raise ValueError(f"its tiling does not hold the {num_tiles} tiles that are declared")
-    return np.frombuffer(raw, "<u4").reshape(-1, 4).astype(np.int64)
-
-
-def _check_geometry(corners: NDArray, ranks: NDArray, num_rows: int, num_columns: int, num_components: int) -> None:
-    """Tiles inside the matrix, as many indices as it has, ranks that fit."""
-    heights, widths = corners[:, 1] - corners[:, 0], corners[:, 3] - corners[:, 2]
-    inside = (heights > 0) & (widths > 0) & (corners[:, 1] <= num_rows) & (corners[:, 3] <= num_columns)
-    if not inside.all() or int((heights * widths).sum()) != num_rows * num_columns:
-        raise ValueError("its tiles do not cover the matrix")
-    if (ranks > np.minimum(heights, widths)).any() or int(ranks.sum()) != num_components:
-        raise ValueError("its ranks do not fit its tiles")
+    return StoredMatrix(payload, shape, shared).unpacked()

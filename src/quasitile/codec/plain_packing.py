@@ -17,7 +17,8 @@ from quasitile.codec.block import Tile, Tiling
 from quasitile.codec.entropy import MAX_ESCAPE, Statistics, chosen, clip_at, encode_bytes, encode_tile
 from quasitile.codec.machine import codes_of, points_of
 from quasitile.codec.matrix import row_bands
-from quasitile.codec.packing import HEADER, MAGIC, NO_AXES, tile_corners
+from quasitile.codec.packing import tile_corners
+from quasitile.codec.payload import HEADER, MAGIC, NO_AXES
 from quasitile.codec.spectrum import TRANSFORMS
 
 IN_MEMORY_BYTES = 1 << 28

@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 
 PRECISION = 22
 WORD = 32
+BIN_BITS = 8
+BINS = 1 << BIN_BITS  # of equal width, in which the search for a symbol begins
+MOST = 2**30  # of a code that is written out: twice it is still a 32-bit number
 
 
 @numba.njit(nogil=True, cache=True)
@@ -60,14 +63,18 @@ def rans_encode(codes, quantisers, levels, starts, largest, cumulative):  # prag
 
 
 @numba.njit(nogil=True, cache=True)
-def rans_decode(words, escapes, levels, following, starts, largest, cumulative, codes, quantisers):  # pragma: no cover
+def rans_decode(words, escapes, levels, following, starts, largest, cumulative, guesses, codes, quantisers):  # pragma: no cover
     """Fill codes and quantisers (P, Q) of a tile, rows from the last column to the first.
+
+    No stream makes it read or write outside of these arrays: symbols are searched between the ends
+    of a list that covers all slots, words and large codes are counted.
 
     Arrays:
         following: (S, 2) the next state by the parity of a code; state s uses quantiser `s & 1`.
+        guesses: (2, levels, bins + 1) where in `cumulative` the first slot of each bin lies.
 
     Returns:
-        0, or 1 where large codes are lacking, or 2 where words or large codes are left over.
+        0, or 1 where large codes are lacking, 2 where words or large codes are left over, 3 where one is too large.
     """
     num_rows, num_columns = levels.shape
     left, used = len(words), 0
@@ -84,7 +91,8 @@ def rans_decode(words, escapes, levels, following, starts, largest, cumulative, 
             most = largest[level]
             begin = starts[state & 1, level]
             slot = np.int64(value & mask)
-            low, high = begin, begin + 2 * most + 2
+            part = slot >> (PRECISION - BIN_BITS)
+            low, high = np.int64(guesses[state & 1, level, part]), np.int64(guesses[state & 1, level, part + 1]) + 1
             while high - low > 1:
                 middle = (low + high) >> 1
                 if cumulative[middle] <= slot:
@@ -102,10 +110,40 @@ def rans_decode(words, escapes, levels, following, starts, largest, cumulative, 
                     return 1
                 code = np.int64(escapes[used])
                 used += 1
+                if abs(code) > MOST:
+                    return 3
             codes[i, j] = code
             quantisers[i, j] = state & 1
             state = following[state, code & 1]
     return 2 if value or left or used < len(escapes) else 0
+
+
+@numba.njit(nogil=True, cache=True)
+def rans_decode_tiles(stream, lengths, counts, corners, row_levels, column_levels, following, starts, largest, cumulative,
+                      guesses, points):  # fmt: skip  # pragma: no cover
+    """Fill the points of several tiles, see `entropy.decode_tiles`; what `rans_decode` returns of the first that fails."""
+    place, last = 0, np.int64(starts.shape[1] - 1)
+    trellis = len(following) > 1
+    for t in range(len(corners)):
+        top, bottom, left, right = corners[t, 0], corners[t, 1], corners[t, 2], corners[t, 3]
+        levels = np.empty((bottom - top, right - left), np.uint8)
+        for i in range(bottom - top):
+            for j in range(right - left):
+                levels[i, j] = min(max(row_levels[top + i] + column_levels[left + j], 0), last)
+        codes, quantisers = np.empty(levels.shape, np.int32), np.empty(levels.shape, np.uint8)
+        words = stream[place : place + lengths[t]]
+        escapes = stream[place + lengths[t] : place + lengths[t] + counts[t]].view(np.int32)
+        place += lengths[t] + counts[t]
+        status = rans_decode(words, escapes, levels, following, starts, largest, cumulative, guesses, codes, quantisers)
+        if status:
+            return status
+        for i in range(bottom - top):
+            for j in range(right - left):
+                code = codes[i, j]
+                if trellis:
+                    code = 2 * code - quantisers[i, j] * ((code > 0) - (code < 0))
+                points[top + i, left + j] = code
+    return 0
 
 
 def frequencies(probabilities: NDArray[np.float64]) -> NDArray[np.int64]:

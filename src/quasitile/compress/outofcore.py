@@ -28,7 +28,7 @@ from quasitile.compress.streaming import Walk, calibrate_streamed
 from quasitile.compress.tasks import MatrixTask, code, estimate, sample
 from quasitile.errors import InputError
 from quasitile.progress import track
-from quasitile.runtime import load_tokenizer, uncoded
+from quasitile.runtime import finish_folder, load_tokenizer, uncoded
 from quasitile.runtime.plugin import convert_to_sizes
 from quasitile.runtime.skeleton import Skeleton
 
@@ -242,6 +242,7 @@ class OutOfCore:
         if getattr(model, "generation_config", None) is not None:
             model.generation_config.save_pretrained(out)
         load_tokenizer(self.folder).save_pretrained(out)
+        finish_folder(out, trust_index=True)
 
     def picture(self, tasks: list[MatrixTask], facts: dict[str, dict[str, Any]]) -> tuple[MatrixTask, Any] | None:
         """The matrix with the most tiles among those that are not too large, and what is stored of it."""

@@ -1,5 +1,6 @@
 """The compressed layer, Transformers' quantiser for it, and loading."""
 
+from quasitile.runtime.execution import Execution, execution, resident_bytes, set_execution
 from quasitile.runtime.layers import Place, compressible_layers
 from quasitile.runtime.linear import TiledEmbedding, TiledHead, TiledLinear, TiledMatrix, held_weights, tiled_matrices
 from quasitile.runtime.load import (
@@ -15,10 +16,11 @@ from quasitile.runtime.load import (
     storage_dtypes,
     uncoded,
 )
-from quasitile.runtime.plugin import QuasitileConfig, QuasitileQuantizer, convert
+from quasitile.runtime.plugin import QuasitileConfig, QuasitileQuantizer, convert, finish_folder
 from quasitile.runtime.substitute import coded_parameters
 
 __all__ = [
+    "Execution",
     "Place",
     "QuasitileConfig",
     "QuasitileQuantizer",
@@ -30,6 +32,8 @@ __all__ = [
     "coded_parameters",
     "compressible_layers",
     "convert",
+    "execution",
+    "finish_folder",
     "held_weights",
     "is_compressed",
     "is_compressed_config",
@@ -38,7 +42,9 @@ __all__ = [
     "load_tokenizer",
     "load_trainable",
     "meta_model",
+    "resident_bytes",
     "save_model",
+    "set_execution",
     "storage_dtypes",
     "tiled_matrices",
     "uncoded",

@@ -1,14 +1,15 @@
 """Layers whose weight is a coded matrix.
 
-A `TiledMatrix` is in one of two states. *Packed*: it holds the stored bytes, and a dense weight
-decoded from them. *Trainable*: it holds a `RankBlock` a tile and computes the weight in every
+A `TiledMatrix` is in one of two states. *Packed*: it holds the stored bytes, and computes with a dense
+weight decoded from them, with factors and whole numbers, or with weights that it decodes when they are
+used (see `execution`). *Trainable*: it holds a `RankBlock` a tile and computes the weight in every
 forward pass, rounding straight through, so that what is trained is what will be stored.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -16,14 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from quasitile.codec.axes import Axes
-from quasitile.codec.block import Block, CodedMatrix, Tiling, from_symbols
+from quasitile.codec.block import CodedMatrix, Tiling, from_symbols
 from quasitile.codec.factors import scale_values
-from quasitile.codec.machine import codes_of
-from quasitile.codec.matrix import decode_matrix
-from quasitile.codec.packing import pack, unpack
+from quasitile.codec.packing import pack
+from quasitile.codec.stored import StoredMatrix
 from quasitile.codec.structure import Structure
-from quasitile.codec.trellis import search
-from quasitile.runtime.rank_block import RankBlock
+from quasitile.runtime.decode import decode_weight
+from quasitile.runtime.factored import Factored, can_be_factored
+from quasitile.runtime.lazy import Cache, Lazy
+from quasitile.runtime.rank_block import RankBlock, assemble, to_path
 
 REMAINDER_UNITS = 254  # in a rounding step; 126 of them are just below a half
 
@@ -59,6 +61,11 @@ class TiledMatrix(nn.Module):
         self.remainders: Tensor | None = None  # int8, what rounding took away in 1/254 of a step; not part of the model
         self._held: Tensor | None = None
         self._cached: tuple[int, Tensor] | None = None  # of a trainable matrix, for use without gradients
+        self.execution, self._cache = "dense", Cache()
+        self.name = ""  # of its layer, for messages
+        self.factored: Factored | None = None
+        self.lazy: Lazy | None = None
+        self._opened: StoredMatrix | None = None
         self.loading = False  # until its bytes have been read, the weight has a shape and no values
 
     @classmethod
@@ -88,14 +95,24 @@ class TiledMatrix(nn.Module):
             to_path(blocks, skeleton.tiling, skeleton.num_states)
         return replace(skeleton, blocks=blocks)
 
+    def opened(self) -> StoredMatrix:
+        """The stored bytes, read as far as they say what is where.
+
+        Raises:
+            ValueError: They are no coded matrix of the right shape.
+        """
+        if self._opened is not None:
+            return self._opened
+        shape = self.shape if self.structure is None else self.structure.stored_shape
+        return StoredMatrix(self.payload, shape, self.shared_axes)
+
     def _unpacked(self) -> CodedMatrix:
         """The stored bytes as a coded matrix.
 
         Raises:
             ValueError: They are no coded matrix of the right shape.
         """
-        shape = self.shape if self.structure is None else self.structure.stored_shape
-        return replace(unpack(self.payload, shape, self.shared_axes), structure=self.structure)
+        return replace(self.opened().unpacked(), structure=self.structure)
 
     def rank_blocks(self) -> Iterator[RankBlock]:
         """The trainable blocks, in the order of the tiling."""
@@ -131,9 +148,11 @@ class TiledMatrix(nn.Module):
             if block.residual is not None:
                 block.residual += beside[in_factors:].view_as(block.residual)
             first += size
+        device = self.payload.device
+        self.release()
         self.blocks = nn.ModuleList(
             RankBlock(block, tile, transforms) for block, tile in zip(coded.blocks, coded.tiling.tiles, strict=True)
-        ).to(self.dense.device)
+        ).to(device)
         self._skeleton = coded
         self._scales = scale_values(coded.row_scales)[:, None] * scale_values(coded.column_scales)
 
@@ -149,14 +168,75 @@ class TiledMatrix(nn.Module):
         self.decode()
 
     def decode(self) -> None:
-        """Decode the dense weight from the stored bytes.
+        """Make what its execution computes with from the stored bytes.
+
+        Raises:
+            ValueError: The bytes are no coded matrix of this shape.
+        """
+        self.execute(self.execution, self._cache)
+
+    def release(self) -> None:
+        """Forget everything but the stored bytes."""
+        if self.lazy is not None:
+            self.lazy.drop()
+        self._opened = self.lazy = self.factored = None
+        dtype, device = self.dense.dtype, self.payload.device
+        self.dense = torch.empty(0, dtype=dtype, device=device)
+        self._cache = Cache()
+
+    def execute(self, execution: str, cache: Cache | None = None) -> None:
+        """Compute in another way from now on.
+
+        Args:
+            execution: `dense`, `factored` (dense where a matrix cannot be used without making it dense) or `lazy`.
+            cache: Of `lazy`.
 
         Raises:
             ValueError: The bytes are no coded matrix of this shape.
         """
         self.loading = False
-        coded = self._unpacked()
-        self.dense = decode_matrix(coded).to(dtype=self.dense.dtype, device=self.payload.device)
+        cache = cache or Cache()
+        self.release()
+        self.execution, self._cache = execution, cache
+        if self.trainable:  # from the next `pack` on
+            return
+        opened, dtype = self.opened(), self.dense.dtype
+        if execution == "lazy":
+            self._opened = opened
+            self.lazy = Lazy(opened, self.structure, dtype, self._cache, self.name)
+            return
+        if execution == "factored" and can_be_factored(opened, self.structure):
+            with suppress(OverflowError):
+                self.factored = Factored(opened, dtype).to(self.payload.device)
+                return
+        self.dense = decode_weight(opened, self.structure, dtype).to(self.payload.device)
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of the dense weight and of what `factored` would hold; whether there is a residual."""
+        opened, size = self.opened(), self.dense.element_size()
+        dense = size * self.shape[0] * self.shape[1]
+        if not can_be_factored(opened, self.structure):
+            return {"dense_bytes": dense, "factored_bytes": dense, "residual": 1}
+        sides = [sum(tile.shape) for tile in opened.tiling.tiles]
+        factors = size * sum(rank * side for rank, side in zip(opened.ranks.tolist(), sides, strict=True))
+        residual = opened.residual_transform is not None
+        return {"dense_bytes": dense, "factored_bytes": factors + residual * dense // size, "residual": int(residual)}
+
+    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """`(..., N) -> (..., M)`."""
+        if self.factored is not None:
+            return self.factored.linear(x, bias)
+        if self.lazy is not None:
+            return self.lazy.linear(x, bias)
+        return nn.functional.linear(x, self.weight().to(x.dtype), bias)
+
+    def rows(self, indices: Tensor, padding_idx: int | None = None) -> Tensor:
+        """Rows (..., N) of the weight, in the layer's dtype."""
+        if self.factored is not None:
+            return self.factored.rows(indices, self.dense.dtype)
+        if self.lazy is not None:
+            return self.lazy.rows(indices)
+        return nn.functional.embedding(indices, self.weight(), padding_idx)
 
     def weight_of(self, block: RankBlock) -> Tensor:
         """One tile (P, Q) of the stored matrix, in the trainable state.
@@ -175,6 +255,10 @@ class TiledMatrix(nn.Module):
         if self.loading:
             return torch.empty(self.shape, dtype=self.dense.dtype, device="meta")
         if self._skeleton is None:
+            if self.lazy is not None:
+                return self.lazy.weight(self.payload.device)
+            if self.factored is not None:
+                return decode_weight(self.opened(), self.structure, self.dense.dtype).to(self.payload.device)
             if not self.dense.numel():
                 self.decode()
             return self.dense
@@ -199,42 +283,6 @@ class TiledMatrix(nn.Module):
             return (weight if self.structure is None else self.structure.expand(weight)).to(self.dense.dtype)
 
 
-def to_path(blocks: list[Block], tiling: Tiling, num_states: int) -> None:
-    """Move residual codes that training has moved off the trellis to the nearest path through it, in place."""
-    try:
-        for block in blocks:
-            assert block.residual is not None
-            codes_of(block.residual.to(torch.int32).numpy(), num_states)
-    except ValueError:
-        wanted = torch.zeros(tiling.shape)
-        for tile, block in zip(tiling.tiles, blocks, strict=True):
-            assert block.residual is not None
-            assert block.remainders is not None
-            beside = block.remainders[-block.residual.numel() :].view_as(block.residual)
-            wanted[tile.rows, tile.columns] = block.residual + beside
-        points, _ = search(wanted, None, tiling, 2.0, num_states, rate_weight=0.0)
-        for tile, block in zip(tiling.tiles, blocks, strict=True):
-            assert block.remainders is not None
-            block.residual = points[tile.rows, tile.columns].float()
-            beside = wanted[tile.rows, tile.columns] - block.residual
-            block.remainders[-beside.numel() :] = beside.clamp(-0.499, 0.499).flatten()
-
-
-def assemble(tiling: Tiling, blocks: list[RankBlock]) -> Tensor:
-    """The tiled matrix (M, N) from its blocks, differentiable: tiles joined along bands.
-
-    Works for tilings whose tiles form row bands, which all of `quasitile.codec.tiling` do.
-    """
-    bands: list[list[Tensor]] = []
-    top = -1
-    for tile, block in zip(tiling.tiles, blocks, strict=True):
-        if tile.row_start != top:
-            bands.append([])
-            top = tile.row_start
-        bands[-1].append(block())
-    return torch.cat([torch.cat(band, dim=1) for band in bands])
-
-
 class TiledLinear(nn.Module):
     """`y = x W^T + b` with a coded W."""
 
@@ -253,7 +301,7 @@ class TiledLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(..., N) -> (..., M)`."""
-        return nn.functional.linear(x, self.weight.to(x.dtype), self.bias)
+        return self.matrix.linear(x, self.bias)
 
 
 class TiledEmbedding(nn.Module):
@@ -274,7 +322,7 @@ class TiledEmbedding(nn.Module):
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """`(...) -> (..., N)`."""
-        return nn.functional.embedding(token_ids, self.weight, self.padding_idx)
+        return self.matrix.rows(token_ids, self.padding_idx)
 
 
 class TiledHead(nn.Module):
@@ -298,7 +346,7 @@ class TiledHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """`(..., N) -> (..., M)`."""
-        return nn.functional.linear(hidden, self.weight.to(hidden.dtype), self.bias)
+        return self._shared[0].matrix.linear(hidden, self.bias)
 
 
 def tiled_matrices(model: nn.Module) -> dict[str, TiledMatrix]:

@@ -13,9 +13,10 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 
 from quasitile.checkpoint.shards import read_remainders, tensor_headers, weight_files, write_remainders, write_shards
 from quasitile.errors import InputError
+from quasitile.runtime.execution import execution as executing
 from quasitile.runtime.layers import compressible_layers
-from quasitile.runtime.linear import TiledHead, TiledMatrix, tiled_matrices
-from quasitile.runtime.plugin import METHOD, describe
+from quasitile.runtime.linear import TiledMatrix, tiled_matrices
+from quasitile.runtime.plugin import METHOD, describe, finish_folder, tied_heads
 
 AUTO_CLASSES = (AutoModelForCausalLM, AutoModelForMaskedLM, AutoModel)
 
@@ -28,11 +29,18 @@ def load_tokenizer(model: str | Path) -> Any:
     """
     try:
         return AutoTokenizer.from_pretrained(str(model))
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the tokenizers library has no exception of its own
         raise InputError(f"{model} has no tokenizer that Transformers can load: {_first_line(error)}") from error
 
 
-def load_model(model: str | Path, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
+def load_model(
+    model: str | Path,
+    dtype: torch.dtype = torch.float32,
+    *,
+    execution: str = "dense",
+    cache_bytes: int = 0,
+    memory_bytes: int | None = None,
+) -> tuple[Any, Any]:
     """A model in evaluation mode, and its tokenizer.
 
     It is of the class that its configuration names: a causal or masked language model, an encoder
@@ -41,6 +49,9 @@ def load_model(model: str | Path, dtype: torch.dtype = torch.float32) -> tuple[A
     Args:
         model: A Hugging Face folder, a hub name, or a folder that quasitile wrote.
         dtype: Of the arithmetic.
+        execution: How coded layers compute, see `quasitile.runtime.execution.Execution`.
+        cache_bytes: See there.
+        memory_bytes: See there.
 
     Raises:
         InputError: It cannot be loaded whole.
@@ -48,17 +59,21 @@ def load_model(model: str | Path, dtype: torch.dtype = torch.float32) -> tuple[A
     check_local(model)
     try:
         config = load_config(model)
-        loaded, report = model_class(config).from_pretrained(str(model), dtype=dtype, output_loading_info=True)
+        with executing(execution, cache_bytes, memory_bytes):
+            loaded, report = model_class(config).from_pretrained(str(model), dtype=dtype, output_loading_info=True)
     except InputError:
         raise
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, LookupError, RuntimeError, TypeError, AttributeError, ArithmeticError) as error:
         raise InputError(f"{model} cannot be loaded: {_first_line(error)}") from error
     missing = sorted(report["missing_keys"])
     if missing:
         raise InputError(
             f"{model} lacks {len(missing)} tensors ({missing[0]}, ...); the model would be partly random, copy it again"
         )
-    loaded.storage_dtypes = storage_dtypes(uncoded(loaded), getattr(config, "dtype", None) or torch.bfloat16)
+    stored_dtype = getattr(config, "dtype", None) or torch.bfloat16
+    if not isinstance(stored_dtype, torch.dtype):
+        raise InputError(f"{model}: config.json has the dtype {stored_dtype!r}; mend config.json")
+    loaded.storage_dtypes = storage_dtypes(uncoded(loaded), stored_dtype)
     tokenizer = load_tokenizer(model)
     check_vocabulary(model, loaded, tokenizer.vocab_size)
     return loaded.eval(), tokenizer
@@ -98,7 +113,8 @@ def load_config(model: str | Path) -> Any:
     try:
         return AutoConfig.from_pretrained(str(model))
     except (StrictDataclassError, TypeError, AttributeError, ArithmeticError) as error:
-        raise InputError(f"{model} has a configuration that contradicts itself: {error}; mend config.json") from error
+        line = " ".join(str(error).split())[:300]
+        raise InputError(f"{model} has a configuration that contradicts itself: {line}; mend config.json") from error
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{model} has no configuration that Transformers can load: {_first_line(error)}") from error
 
@@ -238,20 +254,16 @@ def save_model(model: Any, tokenizer: Any, folder: Path, *, trainable: bool = Fa
     if trainable and remainders:
         write_remainders(remainders, folder)
     config = model.config
+    config.architectures = config.architectures or [type(model).__name__]
     loaded_dtype, config.dtype = config.dtype, dtypes[""]
     config.save_pretrained(folder)
     config.dtype = loaded_dtype
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def tied_heads(model: Any) -> dict[str, str]:
-    """Name of each shared head -> name of the embedding it shares."""
-    names = {module: name for name, module in model.named_modules()}
-    return {name: names[module._shared[0]] for name, module in model.named_modules() if isinstance(module, TiledHead)}
+    finish_folder(folder, trust_index=True)
 
 
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return lines[0][:300] if lines else type(error).__name__

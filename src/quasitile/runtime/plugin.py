@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import weakref
+from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import torch
@@ -9,16 +13,20 @@ from torch import nn
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from quasitile.checkpoint import verify_checksums
+from quasitile.checkpoint import seal, verify_checksums
 from quasitile.codec.block import CodedMatrix
-from quasitile.codec.structure import STRUCTURES, Structure
 from quasitile.errors import InputError
+from quasitile.folders import read_json, write_json
+from quasitile.runtime.declared import FORMAT_VERSION, check_depth, check_entries, check_files, check_version, structure_of
+from quasitile.runtime.decode import named
+from quasitile.runtime.execution import apply
 from quasitile.runtime.layers import KINDS, compressible_layers
 from quasitile.runtime.linear import TiledHead, TiledMatrix, tiled_matrices
 from quasitile.runtime.substitute import coded_parameters, substitute
 
 METHOD = "quasitile"
-FORMAT_VERSION = 1
+GUARD = "transformers_weights"  # a key of config.json that Transformers reads before anything is built
+SENTENCE = "this folder was written by quasitile, run `import quasitile` before loading it"
 
 
 @register_quantization_config(METHOD)
@@ -43,13 +51,13 @@ class QuasitileConfig(QuantizationConfigMixin):
         format_version: int = FORMAT_VERSION,
         **_: Any,
     ) -> None:
+        check_version(format_version)
         self.quant_method = METHOD
-        self.modules = modules or {}
-        self.tied = tied or {}
+        self.modules = {} if modules is None else modules
+        self.tied = {} if tied is None else tied
         self.axes = axes
         self.format_version = format_version
-        if format_version > FORMAT_VERSION:
-            raise InputError(f"the folder has format {format_version}, this version reads {FORMAT_VERSION}; update quasitile")
+        check_entries(self.modules, self.tied, self.axes)
 
 
 @register_quantizer(METHOD)
@@ -57,7 +65,19 @@ class QuasitileQuantizer(HfQuantizer):
     """Puts coded layers where the configuration names them and decodes them after loading."""
 
     requires_calibration = True
+    _model: Any = None
     is_trainable = True  # pyright: ignore[reportAssignmentType]
+
+    def update_attn_implementation(self, config: Any) -> Any:
+        """The first sight of the configuration: take out what stops readers that do not know quasitile."""
+        check_depth(config)
+        if getattr(config, GUARD, None) == SENTENCE:
+            delattr(config, GUARD)
+        return config
+
+    def update_tp_plan(self, config: Any) -> Any:
+        """Where Transformers before 5.23 first shows the configuration."""
+        return self.update_attn_implementation(config)
 
     def _process_model_before_weight_loading(self, model: nn.Module, checkpoint_files: Any = None, **_: Any) -> None:
         verify_checksums(checkpoint_files or [])
@@ -66,20 +86,27 @@ class QuasitileQuantizer(HfQuantizer):
             if name in names:
                 _put_undecoded(model, names[name], entry)
         _tie(model, {names[head]: names[source] for head, source in self.quantization_config.tied.items() if head in names})
+        check_files(model, checkpoint_files or [], self.quantization_config.modules)
 
-    def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
+    def _process_model_after_weight_loading(self, model: Any, **_: Any) -> nn.Module:
         matrices = tiled_matrices(model)
         source, shared = _names_in(model, self.quantization_config).get(self.quantization_config.axes), None
-        for name, matrix in sorted(matrices.items(), key=lambda item: item[0] != source):
+        for matrix in matrices.values():
             if matrix.dense.is_meta:
                 matrix.dense = torch.empty(0, dtype=matrix.dense.dtype)
-            matrix.shared_axes = shared
-            try:
-                matrix.decode()
-                shared = matrix.coded().axes if name == source else shared
-            except ValueError as error:
-                raise InputError(f"the stored matrix of {name} is damaged: {error}; copy the folder again") from error
+        if source is not None:
+            with named(source):
+                shared = matrices[source].opened().axes
+        for name, matrix in matrices.items():
+            matrix.shared_axes = None if name == source else shared
+        apply(model)
+        self.belongs_to(model)
         return model
+
+    def belongs_to(self, model: Any) -> None:
+        """Let Transformers save what the model then is, and finish the folder (`finish_folder`)."""
+        self._model = weakref.ref(model)
+        model.save_pretrained = MethodType(save_pretrained, model)
 
     def update_weight_conversions(self, weight_conversions: Any, *_: Any) -> list[Any]:
         """None: in our folders tensors have the names of the model's modules, experts included."""
@@ -90,7 +117,10 @@ class QuasitileQuantizer(HfQuantizer):
         return False
 
     def is_serializable(self, *_: Any, **__: Any) -> bool:
-        """The bytes can be saved again."""
+        """The bytes can be saved again: asked before saving, when the configuration must say what the model now is."""
+        model = self._model() if self._model is not None else None
+        if model is not None:
+            describe(model, {name: source for name, source in tied_heads(model).items()})
         return True
 
 
@@ -152,15 +182,49 @@ def describe(model: Any, tied: dict[str, str]) -> None:
         if (structure := matrices[0].structure) is not None:
             modules[name]["structure"] = {"name": structure.name, "side": structure.side, "ratio": structure.ratio}
     shared = any(matrix.shared_axes is not None for matrix in tiled_matrices(model).values())
+    if not modules:  # all have become dense (merged adapters)
+        model.hf_quantizer, model.is_quantized = None, False
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        return
     table = [name for name, kind, _ in coded_parameters(model) if kind == "embedding"]
     config: Any = QuasitileConfig(modules, tied, table[0] if shared else "")  # pyright: ignore[reportCallIssue]
     model.config.quantization_config = config
     model.hf_quantizer = QuasitileQuantizer(config, pre_quantized=True)
+    model.hf_quantizer.belongs_to(model)
     model._weight_conversions = []  # what Transformers renames and splits when it saves: nothing
 
 
+def tied_heads(model: Any) -> dict[str, str]:
+    """Name of each shared head -> name of the embedding it shares."""
+    names = {module: name for name, module in model.named_modules()}
+    return {name: names[module._shared[0]] for name, module in model.named_modules() if isinstance(module, TiledHead)}
+
+
+def save_pretrained(model: Any, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+    """Transformers' `save_pretrained`, after which the folder is finished."""
+    type(model).save_pretrained(model, save_directory, *args, **kwargs)
+    if tiled_matrices(model) and (Path(save_directory) / "config.json").is_file():
+        finish_folder(Path(save_directory))
+
+
+def finish_folder(folder: Path, trust_index: bool = False) -> None:
+    """Write what stops readers that do not know quasitile, and the checksums.
+
+    Transformers only logs that it does not know a quantiser, and would give random weights. But it
+    refuses weight files of a strange name, with that name in the message.
+
+    Args:
+        folder: With weights, configuration and tokenizer.
+        trust_index: Take the checksums of weight files from the index, which has just been written.
+    """
+    config = read_json(folder / "config.json")
+    write_json(folder / "config.json", {**config, GUARD: SENTENCE})
+    seal(folder, trust_index)
+
+
 def _names_in(model: Any, config: Any) -> dict[str, str]:
-    """Name in the folder -> name in the model, which may be the folder's without its head, or the folder's with one.
+    """Name in the folder -> name in the model, which may be the folder's without its head, or with one or another one.
 
     Raises:
         InputError: The model has no such layer.
@@ -170,6 +234,7 @@ def _names_in(model: Any, config: Any) -> dict[str, str]:
     names = {}
     kinds = {name: entry["kind"] for name, entry in config.modules.items()} | dict.fromkeys(config.tied, "linear")
     inside = any(name.startswith(prefix) for name in kinds) and not any(name.startswith(prefix) for name in modules)
+    inside |= type(model).__name__ not in (getattr(model.config, "architectures", None) or [type(model).__name__])
     for name, kind in kinds.items():
         for candidate in (name, name.removeprefix(prefix), prefix + name):
             if (candidate.rpartition(".")[0] if kind == "experts" else candidate) in modules:
@@ -184,38 +249,18 @@ def _names_in(model: Any, config: Any) -> dict[str, str]:
 def _put_undecoded(model: nn.Module, name: str, entry: dict[str, Any]) -> None:
     """Make room for the bytes of one parameter."""
     kind = entry["kind"]
-    if kind not in KINDS:
-        raise InputError(f"config.json calls {name} a {kind!r}, which this version does not know; update quasitile")
     path, parameter = name.rpartition(".")[::2] if kind == "experts" else (name, "weight")
     old = getattr(model.get_submodule(path), parameter, None)
     shape = entry["shape"]
     if old is None or list(KINDS[kind].matrix(old).shape) != shape:
         raise InputError(f"config.json gives {name} the shape {shape}, which does not fit the model; copy the folder again")
-    structure = _structure(name, entry)
+    structure = structure_of(name, entry)
     sizes = entry["payload_bytes"] if kind == "experts" else [entry["payload_bytes"]]
     with torch.device("meta"):
         matrices = [TiledMatrix(tuple(shape[-2:]), num_bytes, old.dtype, structure) for num_bytes in sizes]
         for matrix in matrices:
             matrix.loading = True
         substitute(model, path, parameter, kind, matrices)
-
-
-def _structure(name: str, entry: dict[str, Any]) -> Structure | None:
-    """How the weight of an entry is expanded, or nothing.
-
-    Raises:
-        InputError: This version does not know the structure, or its numbers are impossible.
-    """
-    given = entry.get("structure")
-    if given is None:
-        return None
-    if given.get("name") not in STRUCTURES:
-        raise InputError(f"config.json gives {name} the structure {given.get('name')!r}, which is unknown; update quasitile")
-    side, ratio = given.get("side"), given.get("ratio")
-    limits = max(entry["shape"][-2:]), entry["shape"][-2] * entry["shape"][-1]
-    if not all(isinstance(n, int) and 1 <= n <= limit for n, limit in zip((side, ratio), limits, strict=True)):
-        raise InputError(f"config.json gives {name} a structure of side {side} and ratio {ratio}; copy the folder again")
-    return Structure(given["name"], (entry["shape"][-2], entry["shape"][-1]), side, ratio)
 
 
 def _tie(model: Any, tied: dict[str, str]) -> None:
@@ -227,3 +272,9 @@ def _tie(model: Any, tied: dict[str, str]) -> None:
         keys = getattr(model, "all_tied_weights_keys", None)
         if keys:
             keys.pop(f"{name}.weight", None)
+        for module in model.modules():  # `tie_weights` may be called again at any time
+            patterns = getattr(module, "_tied_weights_keys", None)
+            if isinstance(patterns, dict):
+                module._tied_weights_keys = {
+                    target: other for target, other in patterns.items() if not re.search(f"{target}$", f"{name}.weight")
+                }

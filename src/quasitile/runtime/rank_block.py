@@ -7,8 +7,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from quasitile.codec.block import Block, Tile
+from quasitile.codec.block import Block, Tile, Tiling
+from quasitile.codec.machine import codes_of
 from quasitile.codec.matrix import decode_tile
+from quasitile.codec.trellis import search
 
 
 class RankBlock(nn.Module):
@@ -70,3 +72,39 @@ class RankBlock(nn.Module):
 def straight_through(values: Tensor) -> Tensor:
     """Whole numbers; gradients pass as if nothing had been rounded."""
     return values + (values.round() - values).detach()
+
+
+def to_path(blocks: list[Block], tiling: Tiling, num_states: int) -> None:
+    """Move residual codes that training has moved off the trellis to the nearest path through it, in place."""
+    try:
+        for block in blocks:
+            assert block.residual is not None
+            codes_of(block.residual.to(torch.int32).numpy(), num_states)
+    except ValueError:
+        wanted = torch.zeros(tiling.shape)
+        for tile, block in zip(tiling.tiles, blocks, strict=True):
+            assert block.residual is not None
+            assert block.remainders is not None
+            beside = block.remainders[-block.residual.numel() :].view_as(block.residual)
+            wanted[tile.rows, tile.columns] = block.residual + beside
+        points, _ = search(wanted, None, tiling, 2.0, num_states, rate_weight=0.0)
+        for tile, block in zip(tiling.tiles, blocks, strict=True):
+            assert block.remainders is not None
+            block.residual = points[tile.rows, tile.columns].float()
+            beside = wanted[tile.rows, tile.columns] - block.residual
+            block.remainders[-beside.numel() :] = beside.clamp(-0.499, 0.499).flatten()
+
+
+def assemble(tiling: Tiling, blocks: list[RankBlock]) -> Tensor:
+    """The tiled matrix (M, N) from its blocks, differentiable: tiles joined along bands.
+
+    Works for tilings whose tiles form row bands, which all of `quasitile.codec.tiling` do.
+    """
+    bands: list[list[Tensor]] = []
+    top = -1
+    for tile, block in zip(tiling.tiles, blocks, strict=True):
+        if tile.row_start != top:
+            bands.append([])
+            top = tile.row_start
+        bands[-1].append(block())
+    return torch.cat([torch.cat(band, dim=1) for band in bands])

@@ -30,7 +30,7 @@ class TiledStack(nn.ModuleList):
         """All weights (E, M, N). Packed matrices keep no second copy: theirs are views of the stack."""
         matrices: list[Any] = list(self)
         weights = [matrix.weight() for matrix in matrices]
-        if any(matrix.trainable or matrix.loading for matrix in matrices):
+        if any(matrix.trainable or matrix.loading or not matrix.dense.numel() for matrix in matrices):
             return torch.stack(weights)
         if [id(weight) for weight in weights] != [id(view) for view in self._views]:
             with torch.inference_mode(False):

@@ -1,0 +1,259 @@
+"""Load time, speed and memory of a stored model in every execution, beside dense bf16 and other programs' formats.
+
+The matrices have the shapes of Llama 3.2 1B. `--layers` takes fewer of its 16 layers, and of its
+128,256 tokens in proportion, so that embedding and layers keep their shares. Weights are random: one
+folder has a residual of about 3 bits a weight, one has factors with a quarter of the weights' numbers
+in Fibonacci tiles. Every variant is measured in a process of its own, one after another, round by round.
+
+Times are CPU seconds of one thread (`OMP_NUM_THREADS=1`), which other work on the machine disturbs
+less than the clock. `--peers` is a Python with torchao and hqq, beside what this one has.
+
+    OMP_NUM_THREADS=1 python benchmarks/runtime.py --layers 2 --out runs/runtime --peers peers/bin/python
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers.utils import logging as transformers_logging
+
+LAYERS, VOCABULARY = 16, 128256
+BITS_SPREAD = 1.9  # of normal codes, whose entropy is then about 3 bits
+SHARE = 0.25
+SHORT = 256
+PREFILL, DECODED, REPEATS = 128, 16, 3
+VARIANTS = (
+    "dense bf16", "3 bits dense", "3 bits factored", "3 bits lazy 0%", "3 bits lazy 25%", "3 bits lazy 50%",
+    "3 bits lazy 75%", "3 bits lazy 100%", "25% dense", "25% factored", "torchao int8", "hqq 4 bits",
+)  # fmt: skip
+
+
+def config(layers: int) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=VOCABULARY * layers // LAYERS, hidden_size=2048, intermediate_size=8192, num_hidden_layers=layers,
+        num_attention_heads=32, num_key_value_heads=8, head_dim=64, max_position_embeddings=8192, rope_theta=500000.0,
+        tie_word_embeddings=True, dtype="bfloat16", bos_token_id=0, eos_token_id=1, pad_token_id=1,
+    )  # fmt: skip
+
+
+def scales(shape: tuple[int, int], step: float) -> dict[str, torch.Tensor]:
+    """Row and column scales that differ from one another, and give weights of the size of trained ones."""
+    generator = torch.Generator().manual_seed(0)
+    level = 128 + round(4 * math.log2(step / 0.02) / 2)
+    return {
+        key: torch.randint(level - 3, level + 4, (size,), generator=generator).to(torch.uint8)
+        for key, size in zip(("row_scales", "column_scales"), shape, strict=True)
+    }
+
+
+def residual_matrix(shape: tuple[int, int], seed: int) -> Any:
+    """Normal whole numbers of about 3 bits."""
+    from quasitile.codec.block import Block, CodedMatrix
+    from quasitile.codec.tiling import TILINGS
+
+    tiling = TILINGS["fibonacci"](*shape, 64, 0)
+    codes = torch.from_numpy(np.random.default_rng(seed).standard_normal(shape, np.float32)).mul_(BITS_SPREAD).round_()
+    blocks = []
+    for tile in tiling.tiles:
+        rows, columns = tile.shape
+        none = torch.zeros(rows, 0), torch.zeros(columns, 0), torch.zeros(0)
+        residual = codes[tile.rows, tile.columns].contiguous()
+        blocks.append(Block(*none, residual=residual, residual_step=1.0))
+    return CodedMatrix(tiling, blocks, "dct", **scales(shape, BITS_SPREAD))
+
+
+def factor_matrix(shape: tuple[int, int], seed: int) -> Any:
+    """Factors with a quarter of the numbers of the weight."""
+    from quasitile.codec.block import Block, CodedMatrix
+    from quasitile.codec.tiling import TILINGS
+
+    tiling, rng = TILINGS["fibonacci"](*shape, SHORT, 0), np.random.default_rng(seed)
+    blocks = []
+    for tile in tiling.tiles:
+        rows, columns = tile.shape
+        rank = max(1, round(SHARE * rows * columns / (rows + columns)))
+        left, right = (torch.from_numpy(rng.standard_normal((n, rank), np.float32)).mul_(8).round_() for n in (rows, columns))
+        blocks.append(Block(left, right, torch.full((rank,), 1 / 64 / math.sqrt(rank)).bfloat16().float()))
+    return CodedMatrix(tiling, blocks, "dct", **scales(shape, 1.0))
+
+
+def folders(work: Path, layers: int) -> dict[str, Path]:
+    """The dense model and both stored ones, made where they are not there yet."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    from quasitile.runtime import compressible_layers, convert, save_model
+
+    words = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="a", eos_token="b", pad_token="b")
+    made = {name: work / f"{name.replace(' ', '-').replace('%', '')}-{layers}" for name in ("dense bf16", "3 bits", "25%")}
+    for name, folder in made.items():
+        if (folder / "config.json").is_file():
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.manual_seed(0)
+        model = LlamaForCausalLM._from_config(config(layers), dtype=torch.bfloat16).eval()
+        if name == "dense bf16":
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            continue
+        found, tied = compressible_layers(model)
+        make = residual_matrix if name == "3 bits" else factor_matrix
+        shapes = {layer: tuple(place.weight.shape) for layer, place in found.items()}
+        matrices = {layer: make(shape, seed) for seed, (layer, shape) in enumerate(shapes.items())}
+        save_model(convert(model, matrices, tied), tokenizer, folder)
+        print(f"made {folder}", file=sys.stderr, flush=True)
+    return made
+
+
+def resident() -> int:
+    """Bytes of this process in memory that are its own, not of a mapped file."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return 1024 * int(lines["RssAnon"].split()[0])
+
+
+def loaded(variant: str, made: dict[str, Path]) -> Any:
+    """The model of a variant."""
+    dense = str(made["dense bf16"])
+    if variant in ("dense bf16", "torchao int8", "hqq 4 bits"):
+        model = AutoModelForCausalLM.from_pretrained(dense, dtype=torch.bfloat16)
+        # Mapped weights are read when they are first used, decoded ones are there: read these as well.
+        for parameter in model.parameters():
+            parameter.data = parameter.data.clone()
+        if variant == "torchao int8":
+            from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+            quantize_(model, Int8WeightOnlyConfig())
+        if variant == "hqq 4 bits":
+            from hqq.core.quantize import BaseQuantizeConfig
+            from hqq.models.hf.base import AutoHQQHFModel
+
+            AutoHQQHFModel.quantize_model(
+                model, quant_config=BaseQuantizeConfig(nbits=4, group_size=64), compute_dtype=torch.bfloat16, device="cpu"
+            )
+        return model
+    import quasitile
+
+    size, how, *cached = variant.replace("3 bits", "3_bits").split(" ")
+    share = float(cached[0].rstrip("%")) / 100 if cached else 0.0
+    whole = sum(file.stat().st_size for file in made["dense bf16"].glob("*.safetensors"))
+    with quasitile.execution(how, cache_bytes=int(share * whole)):
+        return AutoModelForCausalLM.from_pretrained(str(made[size.replace("_", " ")]), dtype=torch.bfloat16)
+
+
+@torch.inference_mode()
+def measure(variant: str, made: dict[str, Path], repeats: int) -> dict[str, Any]:
+    """One variant, in this process."""
+    import quasitile
+
+    assert quasitile
+    transformers_logging.disable_progress_bar()
+    torch.zeros(8, 8) @ torch.zeros(8, 8)
+    gc.collect()
+    before, started, began = resident(), time.process_time(), time.monotonic()
+    model = loaded(variant, made)
+    load, load_clock = time.process_time() - started, time.monotonic() - began
+    gc.collect()
+    tokens = torch.arange(PREFILL)[None] % model.config.vocab_size
+    prefill, decode = [], []
+    steps = 2 if "lazy" in variant else DECODED
+    for repeat in range(repeats + 1):
+        started = time.process_time()
+        out = model(tokens, use_cache=True, logits_to_keep=1)
+        middle = time.process_time()
+        for _ in range(steps):
+            out = model(out.logits[:, -1:].argmax(-1), past_key_values=out.past_key_values, use_cache=True)
+        ended = time.process_time()
+        if repeat:  # the first is for warming up
+            prefill.append(PREFILL / (middle - started))
+            decode.append(steps / (ended - middle))
+    gc.collect()
+    from quasitile.runtime import resident_bytes
+
+    return {
+        "variant": variant,
+        "load_cpu_seconds": load,
+        "load_seconds": load_clock,
+        "resident_bytes": resident() - before,
+        "tensor_bytes": resident_bytes(model),
+        "prefill": prefill,
+        "decode": decode,
+    }
+
+
+def spread(values: list[float]) -> str:
+    middle = statistics.median(values)
+    digits = 2 if middle < 100 else 0
+    return f"{middle:.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"
+
+
+def table(results: list[dict[str, Any]], made: dict[str, Path]) -> str:
+    """Medians and ranges over rounds and repeats, as Markdown."""
+    heads = ("variant", "stored MB", "load, CPU s", "resident MB", "prefill, tokens/CPU s", "decode, tokens/CPU s")
+    lines = [f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
+    for variant in VARIANTS:
+        mine = [result for result in results if result["variant"] == variant and "error" not in result]
+        if not mine:
+            failed = [result["error"] for result in results if result["variant"] == variant]
+            lines += [f"| {variant} | {failed[0]} | | | | |"] if failed else []
+            continue
+        folder = next((made[name] for name in made if variant.startswith(name)), None)
+        stored = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e6 if folder else float("nan")
+        cells = [
+            f"{stored:.0f}" if folder else "",
+            spread([result["load_cpu_seconds"] for result in mine]),
+            f"{statistics.median(result['resident_bytes'] for result in mine) / 1e6:.0f}",
+            spread([value for result in mine for value in result["prefill"]]),
+            spread([value for result in mine for value in result["decode"]]),
+        ]
+        lines.append(f"| {variant} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=REPEATS)
+    parser.add_argument("--out", type=Path, default=Path("runs/runtime"))
+    parser.add_argument("--peers", default=sys.executable)
+    parser.add_argument("--only", nargs="*", default=list(VARIANTS))
+    parser.add_argument("--child")
+    given = parser.parse_args()
+    names = ("dense bf16", "3 bits", "25%")
+    made = {name: given.out / f"{name.replace(' ', '-').replace('%', '')}-{given.layers}" for name in names}
+    if given.child:
+        print(json.dumps(measure(given.child, made, given.repeats)))
+        return
+    made = folders(given.out, given.layers)
+    results = []
+    for number in range(given.rounds):
+        for variant in given.only:
+            python = given.peers if variant in ("torchao int8", "hqq 4 bits") else sys.executable
+            command = [python, __file__, "--child", variant, "--layers", str(given.layers), "--repeats", str(given.repeats)]
+            done = subprocess.run([*command, "--out", str(given.out)], capture_output=True, text=True, env=os.environ)
+            try:
+                results.append(json.loads(done.stdout.splitlines()[-1]))
+            except (IndexError, json.JSONDecodeError):
+                last = (done.stderr.strip().splitlines() or ["nothing said"])[-1]
+                results.append({"variant": variant, "error": last[:160]})
+            print(number, json.dumps(results[-1])[:300], file=sys.stderr, flush=True)
+            (given.out / "results.json").write_text(json.dumps(results, indent=1))
+    print(table(results, made))
+
+
+if __name__ == "__main__":
+    main()
