@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
-from rapidfuzz import fuzz
-
+from quasitile.reading.asked import Asked
 from quasitile.reading.normalise import comparable
-from quasitile.reading.questions.candidate import ARTICLE, Candidate, name_article
+from quasitile.reading.questions.candidate import Candidate, name_article
 
 MAX_ANSWER_WORDS = {"definition": 12, "cause": 16, "composition": 14, "comparison": 8, "summary": 40}
 MAX_ANSWER_WORDS_OTHERWISE = 10
 MAX_QUESTION_CHARACTERS = 500
 MAX_EVIDENCE_CHARACTERS = 600
 MAX_OF_KIND = {"cloze": 2, "true_false": 2, "summary": 1}  # facts a section, where other kinds fill it
-NEAR_DUPLICATE = 90  # similarity in per cent of two questions with the same answer
 _CHOICES = frozenset(("comparison", "true_false", "expert"))  # the question may name the answer
 
 
@@ -56,62 +53,14 @@ def fault(candidate: Candidate, title: str) -> str:
     return next((reason for reason, applies in CHECKS.items() if applies(candidate, title)), "")
 
 
-@dataclass
-class Asked:
-    """What has been asked so far, within each document and across documents."""
-
-    answers: dict[str, str] = field(default_factory=dict)
-    sentences: set[tuple[str, str]] = field(default_factory=set)
-    by_document: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
-    kinds: Counter[str] = field(default_factory=Counter)
-
-    def repeated(self, candidate: Candidate, document: str) -> str:
-        """Why a candidate repeats an earlier one, or nothing."""
-        question, key, answer = self._keys(candidate, document)
-        if key in self.answers:
-            return "near-duplicate" if self.answers[key] == answer else "contradicts an earlier question"
-        if (
-            candidate.kind != "expert"
-            and (comparable(candidate.evidence.text), self._fact(candidate, answer)) in self.sentences
-        ):
-            return "same fact asked already"
-        for earlier_question, earlier_answer in self.by_document.get(document, []):
-            if earlier_answer == answer and fuzz.token_sort_ratio(question, earlier_question, score_cutoff=NEAR_DUPLICATE):
-                return "near-duplicate"
-        return ""
-
-    def add(self, candidate: Candidate, document: str) -> None:
-        """Remember a candidate that became a question."""
-        question, key, answer = self._keys(candidate, document)
-        self.answers[key] = answer
-        self.sentences.add((comparable(candidate.evidence.text), self._fact(candidate, answer)))
-        self.by_document.setdefault(document, []).append((question, answer))
-        self.kinds[candidate.kind] += 1
-
-    @staticmethod
-    def _keys(candidate: Candidate, document: str) -> tuple[str, str, str]:
-        """The question without its article, the key that no other question may have, and the answer, made comparable."""
-        question = comparable(candidate.questions[0].replace(ARTICLE, ""))
-        own = document if ARTICLE in candidate.questions[0] or candidate.kind == "expert" else ""
-        return question, f"{own}\n{' '.join(sorted(question.split()))}", comparable(candidate.answer)
-
-    @staticmethod
-    def _fact(candidate: Candidate, answer: str) -> str:
-        """What a sentence is asked for: true and false asks for its one value, as a question on that value does."""
-        if candidate.kind != "true_false":
-            return answer
-        return comparable(candidate.conclusion.removeprefix("So the value is ").partition(" and the statement")[0])
-
-
 def select(
-    candidates: list[Candidate], asked: Asked, document: str, max_facts: int, chosen: list[Candidate] | None = None
+    candidates: list[Candidate], asked: Asked, max_facts: int, chosen: list[Candidate] | None = None
 ) -> tuple[list[Candidate], list[tuple[Candidate, str]]]:
     """Choose up to `max_facts` candidates, the best first, kinds that were asked often counting less.
 
     Args:
         candidates: Candidates without a fault.
         asked: What was asked before; grows by what is chosen.
-        document: The document's name.
         max_facts: How many a section may have, experts' questions included; these are never cut.
         chosen: Facts of the section chosen before, which are kept.
 
@@ -128,7 +77,7 @@ def select(
     while waiting:
         best = max(waiting, key=lambda candidate: (worth(candidate), -candidate.evidence.start))
         waiting.remove(best)
-        reason = asked.repeated(best, document)
+        reason = asked.repeated(best)
         if not reason and best.kind != "expert":
             if len(chosen) >= max_facts:
                 reason = "more than max_facts"
@@ -139,5 +88,5 @@ def select(
         else:
             chosen.append(best)
             kinds[best.kind] += 1
-            asked.add(best, document)
+            asked.add(best)
     return chosen, dropped
