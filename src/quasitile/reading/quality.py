@@ -13,8 +13,9 @@ MAX_ANSWER_WORDS = {"definition": 12, "cause": 16, "composition": 14, "compariso
 MAX_ANSWER_WORDS_OTHERWISE = 10
 MAX_QUESTION_CHARACTERS = 500
 MAX_EVIDENCE_CHARACTERS = 600
-MAX_OF_KIND = {"cloze": 2, "true_false": 2, "summary": 1}  # facts a section, where other kinds fill it
-_CHOICES = frozenset(("comparison", "true_false", "expert"))  # the question may name the answer
+MAX_OF_KIND = {"cloze": 1, "true_false": 1, "choice": 1, "summary": 1}  # facts a section, before the section is short of any
+NUM_WITHOUT_SUMMARY = 3  # facts that make a summary unnecessary
+_CHOICES = frozenset(("comparison", "true_false", "choice", "expert"))  # the question may name the answer
 
 
 def supported(candidate: Candidate) -> bool:
@@ -72,7 +73,7 @@ def select(
 
     def worth(candidate: Candidate) -> float:
         share = asked.kinds[candidate.kind] / max(1, asked.kinds.total())
-        return (candidate.kind == "expert") + candidate.quality - 0.15 * kinds[candidate.kind] - 0.2 * share
+        return (candidate.kind == "expert") + candidate.quality - 0.15 * kinds[candidate.kind] - 0.4 * share
 
     while waiting:
         best = max(waiting, key=lambda candidate: (worth(candidate), -candidate.evidence.start))
@@ -81,7 +82,9 @@ def select(
         if not reason and best.kind != "expert":
             if len(chosen) >= max_facts:
                 reason = "more than max_facts"
-            elif kinds[best.kind] >= MAX_OF_KIND.get(best.kind, max_facts):
+            elif kinds[best.kind] >= MAX_OF_KIND.get(best.kind, max_facts) or (
+                best.kind == "summary" and len(chosen) >= NUM_WITHOUT_SUMMARY
+            ):
                 reason = "kind has its share"
         if reason:
             dropped.append((best, reason))

@@ -8,7 +8,7 @@ from collections import Counter
 from quasitile.reading.formulae import find_formulae
 from quasitile.reading.quantities import Quantity
 from quasitile.reading.questions.candidate import ARTICLE, Candidate, Passage
-from quasitile.reading.questions.facts import quantity_answers
+from quasitile.reading.questions.properties import quantity_answers
 from quasitile.reading.questions.phrases import understandable
 from quasitile.reading.sentences import Sentence
 
@@ -103,7 +103,17 @@ def true_false(passage: Passage) -> list[Candidate]:
         answer = "True" if true else "False"
         conclusion = f"So the value is {quantity.text} and the statement is {answer.lower()}."
         found.append(
-            Candidate("true_false", questions, answer, sentence, conclusion, 0.6, (answer, answer.lower()), supported=False)
+            Candidate(
+                "true_false",
+                questions,
+                answer,
+                sentence,
+                conclusion,
+                0.64,
+                (answer, answer.lower()),
+                supported=False,
+                asked_for=quantity.text,
+            )
         )
     return found
 
@@ -131,7 +141,7 @@ def _other_value(passage: Passage, quantity: Quantity) -> str:
 def summary(passage: Passage) -> list[Candidate]:
     """The section's main statement: the sentence whose words recur most in the section."""
     usable = [sentence for sentence in passage.sentences if understandable(sentence, max_words=32)]
-    return [_summary(passage, usable, 0.5)] if usable else []
+    return [_summary(passage, usable, 0.4)] if usable else []
 
 
 def any_summary(passage: Passage) -> list[Candidate]:
