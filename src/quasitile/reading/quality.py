@@ -14,7 +14,7 @@ MAX_ANSWER_WORDS_OTHERWISE = 10
 MAX_QUESTION_CHARACTERS = 500
 MAX_EVIDENCE_CHARACTERS = 600
 MAX_OF_KIND = {"cloze": 1, "true_false": 1, "choice": 1, "summary": 1}  # facts a section, before the section is short of any
-NUM_WITHOUT_SUMMARY = 3  # facts that make a summary unnecessary
+NUM_WITHOUT_SUMMARY = 2  # facts that make a summary unnecessary
 _CHOICES = frozenset(("comparison", "true_false", "choice", "expert"))  # the question may name the answer
 
 
@@ -63,11 +63,13 @@ def select(
         candidates: Candidates without a fault.
         asked: What was asked before; grows by what is chosen.
         max_facts: How many a section may have, experts' questions included; these are never cut.
-        chosen: Facts of the section chosen before, which are kept.
+        chosen: Facts of the section chosen before, which are kept; given, the section is short of facts and
+            the limits on kinds do not hold.
 
     Returns:
         All chosen facts, and the candidates dropped with their reasons.
     """
+    filling = chosen is not None
     chosen, dropped, waiting = list(chosen or []), [], list(candidates)
     kinds = Counter(candidate.kind for candidate in chosen)
 
@@ -82,7 +84,7 @@ def select(
         if not reason and best.kind != "expert":
             if len(chosen) >= max_facts:
                 reason = "more than max_facts"
-            elif kinds[best.kind] >= MAX_OF_KIND.get(best.kind, max_facts) or (
+            elif (kinds[best.kind] >= MAX_OF_KIND.get(best.kind, max_facts) and not filling) or (
                 best.kind == "summary" and len(chosen) >= NUM_WITHOUT_SUMMARY
             ):
                 reason = "kind has its share"

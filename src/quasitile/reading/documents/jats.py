@@ -10,6 +10,7 @@ from lxml import etree  # pyright: ignore[reportAttributeAccessIssue]
 from quasitile.errors import InputError
 from quasitile.reading.documents.document import Document, Section
 from quasitile.reading.documents.markup import everything, local_name, mathml, parse_xml, superscript, tidy
+from quasitile.reading.documents.text import BACK_MATTER
 from quasitile.reading.normalise import normalise
 
 DROPPED = {
@@ -25,11 +26,6 @@ _BLOCKS = frozenset([
     "verse-group",
 ])  # fmt: skip
 _BACK_SECTIONS = frozenset(["supplementary-material", "coi-statement", "data-availability"])
-_BACK_TITLE = re.compile(
-    r"(?:conflicts? of interests?|competing interests?|supplementary|supporting information|acknowledge?ments?|funding|"
-    r"author contributions|data availability)",
-    re.IGNORECASE,
-)
 _NUMBER_LABEL = re.compile(r"[\d.]+$|[IVX]+\.?$")
 
 
@@ -163,7 +159,7 @@ def _plain(node: etree._Element | None) -> str:
 def _is_back_matter(section: etree._Element) -> bool:
     """Whether a section declares interests, thanks or supplements rather than science."""
     title = section.find("{*}title")
-    titled = title is not None and _BACK_TITLE.match(everything(title).strip())
+    titled = title is not None and BACK_MATTER.match(everything(title).strip())
     return bool(titled) or section.get("sec-type", "").lower() in _BACK_SECTIONS
 
 

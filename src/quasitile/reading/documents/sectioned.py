@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from quasitile.errors import InputError
 from quasitile.reading.documents.document import MAX_FILE_BYTES, Document, Section
-from quasitile.reading.documents.text import REFERENCES
+from quasitile.reading.documents.text import BACK_MATTER, REFERENCES
 from quasitile.reading.normalise import count_words, dehyphenate, normalise
+
+_TEX = re.compile(r"\\documentclass.*?\\end\{document\}", re.DOTALL)  # formulae that a publisher repeats as a LaTeX file
 
 
 def read_sectioned(path: Path) -> Iterator[Document]:
@@ -51,13 +54,17 @@ def _document(row: Any, path: Path, number: int) -> Document:
     document.kind = str(row.get("kind") or "article")
     sections = []
     for section in row["sections"]:
+        if isinstance(section, dict) and "\\documentclass" in str(section.get("text")):
+            for formula in _TEX.findall(section["text"]):
+                document.drop("repeated formulae", formula)
+            section["text"] = _TEX.sub(" ", section["text"])
         if not isinstance(section, dict) or not isinstance(section.get("text"), str):
             raise InputError(f'{where} has a section without "text"; expected {{"title", "text"}}')
         sections.append((normalise(str(section.get("title") or "")), normalise(section["text"])))
     vocabulary = count_words("\n\n".join(text for _, text in sections))
     for title, text in sections:
-        if REFERENCES.match(title):
-            document.drop("references", text)
+        if REFERENCES.match(title) or BACK_MATTER.match(title):
+            document.drop("references" if REFERENCES.match(title) else "back matter", text)
         else:
             document.sections.append(Section(title, 1 + title.count(" / "), "", dehyphenate(text, vocabulary)))
     return document

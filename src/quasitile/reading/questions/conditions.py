@@ -76,7 +76,7 @@ def _condition(
     if kind == "time":
         questions = (
             f"For how long {act} in {ARTICLE}?",
-            f"How long did it take in {ARTICLE} until {subject} had been {step}?",
+            f"According to {ARTICLE}, {subject} {be} {step} for what time?",
             f"In {ARTICLE}, what is the time for which {subject} {be} {step}?",
         )
     elif kind == "atmosphere":

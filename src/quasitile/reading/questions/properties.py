@@ -58,7 +58,9 @@ _JUDGING = re.compile(
     r"this|that|these|those|our|such|new|typical|different)\s",
     re.IGNORECASE,
 )
-_NOT_NAMES = re.compile(r"\b(?:of|in|for|and|or|to|is|are|was|were|by|with|at|on|from|than|as|between|which|where|per)\b")
+_NOT_NAMES = re.compile(
+    r"\b(?:of|in|for|and|or|to|is|are|was|were|by|with|at|on|from|than|as|between|which|where|per|that|indicates?|shows?|reveals?|using)\b"
+)
 WRONG_AFTER = re.compile(
     r"^\s?(?:higher|lower|larger|smaller|greater|less|more|thick|of (?:the|that|its|their)|times|and \d|or \d|to \d|,? "
     r"\d|,? and \d|per\b|/|\(?±|[-–]\s?\d|\S* and \S* for|[^.;]* respectively)"
@@ -122,12 +124,16 @@ def _ask(passage: Passage, sentence: Sentence, before: str, quantity: Quantity, 
 
 
 def _last(pattern: re.Pattern[str], before: str) -> re.Match[str] | None:
-    """The match that ends at the quantity and begins latest."""
-    best = None
-    start = max(0, len(before) - 200)
+    """The match nearest to the quantity, with as much of the property's name as stands before it."""
+    matches, start = [], max(0, len(before) - 200)
     while match := pattern.search(before, start):
-        best, start = match, match.start() + 1
-    return best
+        matches.append(match)
+        start = match.start() + 1
+    if not matches:
+        return None
+    stop = matches[-1].end("property")
+    whole = (match for match in matches if match.end("property") == stop and not _NOT_NAMES.search(match["property"]))
+    return next(whole, matches[-1])
 
 
 def _property_name(name: str, quantity: Quantity) -> str:
@@ -164,7 +170,7 @@ def _plain(sentence: Sentence, name: str, quantity: Quantity) -> Candidate:
     questions = (
         f"What was the {name} in {ARTICLE}?",
         f"Which {name} does {ARTICLE} state?",
-        f"Which value has the {name} in {ARTICLE}?",
+        f"Which value is given for the {name} in {ARTICLE}?",
     )
     conclusion = f"So the {name} is {quantity.text}."
     return Candidate("property", questions, quantity.text, sentence, conclusion, 0.8, quantity_answers(quantity))

@@ -94,7 +94,7 @@ def _comparison(first: str, second: str, adjective: str, name: str, be: str, sen
     if name:
         questions = (
             f"Which has the {adjective} {name} in {ARTICLE}: {left} or {right}?",
-            f"According to {ARTICLE}, of {left} and {right}, which one's {name} is {adjective}?",
+            f"According to {ARTICLE}, which of {left} and {right} has the {adjective} {name}?",
             f"In {ARTICLE}, is the {name} {adjective} for {left} or for {right}?",
         )
         conclusion = f"So {first} has the {adjective} {name}."
@@ -116,7 +116,14 @@ def cause(passage: Passage) -> list[Candidate]:
         if match is None:
             continue
         effect, reason = noun_phrase(match["effect"], 11), clip(match["cause"], 16)
-        if not effect or "following" in reason or len(reason.split()) < 2 or reason.split()[0].lower() in _VAGUE:
+        if (
+            not effect
+            or len(effect.split()) < 2
+            or effect.lower() == "the main"
+            or "following" in reason
+            or len(reason.split()) < 2
+            or reason.split()[0].lower() in _VAGUE
+        ):
             continue
         effect = inside_sentence(effect, passage.text)
         be = "are" if is_plural(effect) else "is"
@@ -159,11 +166,10 @@ def reason(passage: Passage) -> list[Candidate]:
             continue
         if cause_given.split()[0].lower() in _VAGUE | {"they", "we"} or "due to" in effect:
             continue
-        effect = inside_sentence(effect, passage.text)
         questions = (
-            f"Which reason does {ARTICLE} give why {effect}?",
-            f"Why is it, according to {ARTICLE}, that {effect}?",
-            f"In {ARTICLE}, what explains that {effect}?",
+            f"Which reason does {ARTICLE} give for this: '{effect}'?",
+            f"According to {ARTICLE}, why is it so that '{effect}'?",
+            f"In {ARTICLE}, what explains the following? {effect}.",
         )
         conclusion = f"So the reason is {cause_given}."
         found.append(Candidate("cause", questions, cause_given, sentence, conclusion, 0.8, (cause_given,)))
