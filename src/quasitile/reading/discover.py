@@ -11,9 +11,10 @@ from quasitile.progress import say, track
 from quasitile.reading.documents import READERS, Document
 from quasitile.reading.documents.document import MAX_TEXT_CHARACTERS
 from quasitile.reading.documents.latex_source import included_files
+from quasitile.reading.questions.curated import CURATED_FILES
 from quasitile.reading.spool import Spool
 
-NOT_PAPERS = frozenset(("questions.jsonl", "properties.jsonl", "general.jsonl", "entities.conll", "split.json"))
+NOT_PAPERS = frozenset((*CURATED_FILES, "properties.jsonl", "general.jsonl", "entities.conll", "split.json"))
 NOT_PAPER_STEMS = ("readme", "license", "licence", "copying", "changelog", "notice")
 # Formats of papers without a reader: named as skipped rather than passed over.
 UNREAD_SUFFIXES = {

@@ -32,6 +32,11 @@ def given_away(candidate: Candidate, title: str) -> bool:
     return any(answer in f" {comparable(name_article(question, title))} " for question in questions)
 
 
+def _unreadable(question: str) -> bool:
+    """Whether a question is hardly one: under three words, or mostly digits and marks."""
+    return len(question.split()) < 3 or sum(char.isalpha() or char == " " for char in question) < 0.6 * len(question)
+
+
 def _too_long(candidate: Candidate) -> bool:
     return len(candidate.answer.split()) > MAX_ANSWER_WORDS.get(candidate.kind, MAX_ANSWER_WORDS_OTHERWISE)
 
@@ -39,6 +44,8 @@ def _too_long(candidate: Candidate) -> bool:
 # Reason, and whether a candidate (with its article's title) is to be dropped for it. Experts' questions are not judged.
 CHECKS: dict[str, Callable[[Candidate, str], bool]] = {
     "empty answer": lambda candidate, title: not comparable(candidate.answer),
+    "evidence not in the section": lambda candidate, title: not candidate.evidence.text,
+    "unreadable": lambda candidate, title: any(map(_unreadable, candidate.questions)),
     "answer not in evidence": lambda candidate, title: candidate.supported and not supported(candidate),
     "question gives the answer": lambda candidate, title: candidate.kind not in _CHOICES and given_away(candidate, title),
     "answer too long": lambda candidate, title: _too_long(candidate),

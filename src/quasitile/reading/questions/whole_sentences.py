@@ -8,8 +8,8 @@ from collections import Counter
 from quasitile.reading.formulae import find_formulae
 from quasitile.reading.quantities import Quantity
 from quasitile.reading.questions.candidate import ARTICLE, Candidate, Passage
-from quasitile.reading.questions.properties import quantity_answers
 from quasitile.reading.questions.phrases import understandable
+from quasitile.reading.questions.properties import quantity_answers
 from quasitile.reading.sentences import Sentence
 
 BLANK = "____"
