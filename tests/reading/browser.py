@@ -1,5 +1,6 @@
 """A headless Chromium driven through its own protocol: as little as the tests need."""
 
+# ruff: noqa: E501
 from __future__ import annotations
 
 import base64
@@ -26,7 +27,7 @@ class Browser:
         command = [str(PROGRAM), *flags, rules, f"--user-data-dir={self.folder}", "--window-size=1400,900", "about:blank"]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         port = Path(self.folder, "DevToolsActivePort")
-        wait_for(lambda: port.exists() and "\n" in port.read_text(), 30)
+        wait_for(lambda: port.exists() and "\n" in port.read_text(), 60)
         self.port = int(port.read_text().splitlines()[0])
 
     def tab(self, url: str) -> Tab:
@@ -55,7 +56,7 @@ class Tab:
         self.number += 1
         self.socket.send(json.dumps({"id": self.number, "method": method, "params": parameters}))
         while True:
-            message = json.loads(self.socket.recv(timeout=20))
+            message = json.loads(self.socket.recv(timeout=60))
             if message.get("id") == self.number:
                 assert "error" not in message, message
                 return message["result"]
@@ -66,7 +67,7 @@ class Tab:
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 
-    def until(self, script: str, seconds: float = 15) -> None:
+    def until(self, script: str, seconds: float = 60) -> None:
         """Wait for a script to become true."""
         wait_for(lambda: self.value(f"Boolean({script})"), seconds, script)
 

@@ -1,5 +1,6 @@
 """Curating in a real browser, and what stays when the server is killed."""
 
+# ruff: noqa: E501
 from __future__ import annotations
 
 import json
@@ -48,7 +49,7 @@ def serve(reading: Path) -> tuple[subprocess.Popen[str], str]:
         except OSError:
             return False
 
-    wait_for(answers, 20)
+    wait_for(answers, 60)
     return process, address
 
 

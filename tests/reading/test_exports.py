@@ -49,7 +49,9 @@ def test_trl_takes_the_rows(exported, tmp_path):
     from trl.data_utils import is_conversational
 
     out, _ = exported
-    rows = datasets.load_dataset("json", data_files=str(out / "trl" / "train.jsonl"), cache_dir=str(tmp_path / "cache"))["train"]
+    rows = datasets.load_dataset("json", data_files=str(out / "trl" / "train.jsonl"), cache_dir=str(tmp_path / "cache"))[
+        "train"
+    ]
     assert is_conversational(rows[0])
 
 

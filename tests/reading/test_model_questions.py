@@ -25,7 +25,11 @@ GOOD = {
             "trace": "The first sentence names it.",
         },
         {"question": "What is made up here, please?", "answer": "nothing", "evidence": "This sentence is not in the section."},
-        {"question": "Which number is in the text?", "answer": "42 eV", "evidence": "A garnet is a mineral that contains three"},
+        {
+            "question": "Which number is in the text?",
+            "answer": "42 eV",
+            "evidence": "A garnet is a mineral that contains three",
+        },
     ]
 }
 
@@ -80,7 +84,9 @@ class Handler(BaseHTTPRequestHandler):
         status = int(fault) if fault.isdigit() else 200
         content = {"broken json": '{"questions": [', "wrong answer": "I cannot.", "empty": ""}.get(fault, answer)
         choices = [] if fault == "no choices" else [{"index": 0, "message": {"role": "assistant", "content": content}}]
-        body = json.dumps({"id": "1", "choices": choices, "usage": {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}})
+        body = json.dumps(
+            {"id": "1", "choices": choices, "usage": {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}}
+        )
         body = body if fault != "broken body" else body[:20]
         self.send_response(status)
         self.send_header("content-type", "application/json")
@@ -118,7 +124,11 @@ def test_questions_of_a_server_stand_beside_those_of_the_rules(papers, tmp_path)
     }
     assert rows[0]["messages"][1]["reasoning_content"] == "The first sentence names it."
     assert rows[0]["metadata"]["evidence"]["text"] == GOOD["questions"][0]["evidence"]
-    reasons = [row["metadata"]["reason"] for row in read_jsonl(tmp_path / "out" / "dropped.jsonl") if row["metadata"]["source"] == "model"]
+    reasons = [
+        row["metadata"]["reason"]
+        for row in read_jsonl(tmp_path / "out" / "dropped.jsonl")
+        if row["metadata"]["source"] == "model"
+    ]
     assert {"evidence not in the section", "answer not in evidence"} <= set(reasons)
     assert summary["questions_by_source"]["rules"] > 0
 
@@ -154,7 +164,9 @@ def test_a_refusal_ends_the_run_in_one_line(tmp_path, status):
 
 
 def test_parallel_requests_are_limited(papers, tmp_path):
-    text = "# T\n\n" + "".join(f"## S{n}\n\n" + f"Iron number {n} is a metal that rusts in the rain. " * 8 + "\n\n" for n in range(12))
+    text = "# T\n\n" + "".join(
+        f"## S{n}\n\n" + f"Iron number {n} is a metal that rusts in the rain. " * 8 + "\n\n" for n in range(12)
+    )
     (tmp_path / "many.md").write_text(text)
     with Server(GOOD) as server:
         settings = ReadSettings(model=settings_for(server, parallel=3))
@@ -214,7 +226,7 @@ def test_yes_and_no(text, said):
 
 @pytest.mark.parametrize("text", ["", "maybe", "{}", '{"questions": [{"question": 1}]}', "{" * 5000])
 def test_answers_of_another_form_are_refused(text):
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="no JSON|form|Expecting"):
         parse_answer(text)
 
 

@@ -1,5 +1,6 @@
 """TEI, HTML and PDF: sections, and what is dropped by kind; hostile files are refused in one line."""
 
+# ruff: noqa: E501
 from __future__ import annotations
 
 from pathlib import Path

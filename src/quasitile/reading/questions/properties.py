@@ -78,7 +78,7 @@ def quantity_answers(quantity: Quantity) -> tuple[str, ...]:
 
 
 def property_value(passage: Passage) -> list[Candidate]:
-    """`The band gap of X is 1.55 eV`, `X with a density of 5 g cm^-3`, `X was tested at a rate of 5 mV/s`, `The rate was 5 K/min`."""
+    """`The gap of X is 1.55 eV`, `X with a density of 5 g cm^-3`, `X was tested at a rate of 5 mV/s`, `The rate was 5 K/min`."""
     found = []
     for sentence in passage.sentences:
         lead = len(sentence.text) - len(strip_lead(sentence.text))

@@ -19,8 +19,8 @@ MAX_FRAGMENT_CHARACTERS = 300
 _TERM = re.compile(r"(?<![\w^/-])[A-Za-z][A-Za-z-]{5,}[a-z](?![\w^/-])")
 _ACRONYM = re.compile(r"(?<![\w^/-])[A-Z]{2,6}s?(?![\w^/-])")
 _SUMS_UP = re.compile(
-    r"\b(?:[Ii]n summary|[Ii]n conclusion|[Tt]o sum up|[Oo]verall|(?:results?|findings|data|analysis) (?:show|indicate|suggest|confirm|"
-    r"demonstrate|reveal)\w*|[Ww]e (?:find|found|show|showed|conclude|demonstrate)\w*)\b"
+    r"\b(?:[Ii]n summary|[Ii]n conclusion|[Tt]o sum up|[Oo]verall|(?:results?|findings|data|analysis) (?:show|indicate|suggest|"
+    r"confirm|demonstrate|reveal)\w*|[Ww]e (?:find|found|show|showed|conclude|demonstrate)\w*)\b"
 )
 _INSTRUMENT = re.compile(r"[A-Z]{2,}\S*\s*$|\bV\s?$")
 _ADDRESS = re.compile(r"\b(?:USA|Germany|Japan|China|France|UK|Korea|Switzerland|Italy|Inc\.|Ltd|GmbH|Corporation)\b")
