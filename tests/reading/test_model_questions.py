@@ -226,7 +226,7 @@ def test_yes_and_no(text, said):
 
 @pytest.mark.parametrize("text", ["", "maybe", "{}", '{"questions": [{"question": 1}]}', "{" * 5000])
 def test_answers_of_another_form_are_refused(text):
-    with pytest.raises(ValueError, match="no JSON|form|Expecting"):
+    with pytest.raises(ValueError, match=r"no JSON|form|Expecting"):
         parse_answer(text)
 
 

@@ -38,8 +38,8 @@ _HAS = re.compile(
     re.IGNORECASE,
 )
 _WITH = re.compile(
-    rf"(?P<material>\b[A-Za-z][^,;:]{{2,60}}?),? (?:with|having|possessing|featuring) (?:an?|the)\s(?P<property>{_NAME}){_SYMBOL} "
-    rf"of {ABOUT}",
+    rf"(?P<material>\b[A-Za-z][^,;:]{{2,60}}?),? (?:with|having|possessing|featuring) (?:an?|the)\s(?P<property>{_NAME})"
+    rf"{_SYMBOL} of {ABOUT}",
     re.IGNORECASE,
 )
 _UNDER = re.compile(
@@ -78,7 +78,7 @@ def quantity_answers(quantity: Quantity) -> tuple[str, ...]:
 
 
 def property_value(passage: Passage) -> list[Candidate]:
-    """`The gap of X is 1.55 eV`, `X with a density of 5 g cm^-3`, `X was tested at a rate of 5 mV/s`, `The rate was 5 K/min`."""
+    """`The gap of X is 1.55 eV`, `X with a density of 5 g cm^-3`, `X was tested at a rate of 5 mV/s`, `The rate was 5 K`."""
     found = []
     for sentence in passage.sentences:
         lead = len(sentence.text) - len(strip_lead(sentence.text))
