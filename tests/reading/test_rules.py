@@ -185,7 +185,8 @@ def test_options_are_four_of_one_unit_with_the_right_one_among_them():
 
 def test_summary_names_the_section_and_the_article():
     text = "Garnet electrolytes conduct lithium ions through channels. "
-    text += "The garnet electrolytes resist the lithium metal of the anode. In summary, the garnet electrolytes of this kind are stable."
+    text += "The garnet electrolytes resist the lithium metal of the anode. "
+    text += "In summary, the garnet electrolytes of this kind are stable."
     candidate = asked("summary", text)[0]
     question = name_article(candidate.questions[0], "A title")
     assert question == "What is the main statement of the section 'Methods' of the article 'A title'?"
