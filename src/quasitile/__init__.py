@@ -11,6 +11,8 @@ from quasitile.compress import CompressSettings, InspectSettings, SampleSettings
 from quasitile.errors import InputError
 from quasitile.evaluate import EvaluateSettings, evaluate
 from quasitile.reading import ReadSettings, read
+from quasitile.reading.curate.serve import curate
+from quasitile.reading.exports import export_questions
 from quasitile.recipe import Recipe, load_recipe
 from quasitile.report import report
 from quasitile.run import run
@@ -37,9 +39,11 @@ __all__ = [
     "baseline",
     "chat",
     "compress",
+    "curate",
     "evaluate",
     "execution",
     "export",
+    "export_questions",
     "inspect",
     "load_model",
     "load_recipe",

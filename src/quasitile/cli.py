@@ -107,9 +107,30 @@ def align(
 
 
 @app.command()
-def read(papers: Path, out: Out, changes: Set = None) -> None:
+def read(
+    papers: Path,
+    out: Out,
+    export: Annotated[Path | None, typer.Option("--export", help="Also write it for TRL, LLaMA-Factory and Axolotl.")] = None,
+    changes: Set = None,
+) -> None:
     """From papers to sections to questions with evidence and traces."""
     show(quasitile.read(papers, out, settings_of(quasitile.ReadSettings, changes)))
+    if export:
+        quasitile.export_questions(out, export)
+
+
+@app.command()
+def curate(
+    reading: Annotated[Path, typer.Argument(help="A folder that `read` made.")],
+    port: Annotated[int, typer.Option(help="On 127.0.0.1; 0 takes a free one.")] = 8765,
+    who: Annotated[str, typer.Option(help="The name that decisions carry; else the user's.")] = "",
+    apply: Annotated[bool, typer.Option("--apply", help="Serve nothing: put the decisions into questions.jsonl.")] = False,
+    export: Annotated[Path | None, typer.Option("--export", help="Then write it for TRL, LLaMA-Factory and Axolotl.")] = None,
+) -> None:
+    """A page in the browser where an expert keeps, edits, drops or adds questions; every decision is saved at once."""
+    show(quasitile.curate(reading, port, who, apply))
+    if export:
+        quasitile.export_questions(reading, export)
 
 
 @app.command()

@@ -102,13 +102,13 @@ def test_a_broken_file_is_skipped_and_named(papers, tmp_path, capsys):
     from quasitile.progress import set_quiet
 
     (papers / "broken.xml").write_text("<article><body>")
-    (papers / "scan.pdf").write_bytes(b"%PDF")
+    (papers / "scan.docx").write_bytes(b"PK")
     (papers / "README.md").write_text("# Not a paper\n\nAt all.")
     set_quiet(False)
     summary = read(papers, tmp_path / "out")
     skipped = load(tmp_path / "out", "skipped")
     assert summary["num_skipped"] == 2
-    assert [row["path"] for row in skipped] == ["broken.xml", "scan.pdf"]
+    assert [row["path"] for row in skipped] == ["broken.xml", "scan.docx"]
     assert "broken.xml is not well-formed XML" in " ".join(capsys.readouterr().err.split())
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -107,13 +109,33 @@ def asked(rule: str, text: str):
             "True or false, according to {article}: The best cells with a single absorber reach an efficiency of 50%.",
             "False",
         ),
+        (
+            "choice",
+            "The best cells with a single absorber reach an efficiency of 25%.",
+            "Which value belongs in the blank, according to {article}? "
+            "The best cells with a single absorber reach an efficiency of ____. Choose from: OPTIONS.",
+            "25%",
+        ),
+        (
+            "reason",
+            "The conductivity of the pressed film is low because of open pores in the film.",
+            "Which reason does {article} give for this: 'The conductivity of the pressed film is low'?",
+            "open pores in the film",
+        ),
+        (
+            "consequence",
+            "The slow cooling of the melt leads to the growth of large grains.",
+            "What does the slow cooling of the melt lead to, according to {article}?",
+            "the growth of large grains",
+        ),
     ],
 )
 def test_rules_ask(rule, text, question, answer):
     candidates = asked(rule, text)
-    assert (question, answer) in [(candidate.questions[0], candidate.answer) for candidate in candidates]
+    asked_for = [(re.sub(r"\(a\).*(?=\.$)", "OPTIONS", each.questions[0]), each.answer) for each in candidates]
+    assert (question, answer) in asked_for
     assert all(2 <= len(set(candidate.questions)) <= 4 for candidate in candidates)
-    assert all(candidate.kind == rule for candidate in candidates)
+    assert all(candidate.kind == {"reason": "cause", "consequence": "cause"}.get(rule, rule) for candidate in candidates)
 
 
 @pytest.mark.parametrize(
@@ -140,6 +162,9 @@ def test_rules_ask(rule, text, question, answer):
         ("cloze", "Fig. 3 shows the layered oxide LiCoO2 in a cell of the car."),
         ("true_false", "They reach an efficiency of 25% in the laboratory under the lamp."),
         ("summary", "Too short."),
+        ("choice", "The samples were kept for a while in the dark room of the laboratory."),
+        ("reason", "It is low because of many pores in the film."),
+        ("consequence", "This leads to the growth of large grains."),
     ],
 )
 def test_rules_leave(rule, text):
@@ -151,9 +176,17 @@ def test_every_rule_is_tried_above():
     assert marks | {"summary"} == set(RULES)
 
 
+def test_options_are_four_of_one_unit_with_the_right_one_among_them():
+    candidate = asked("choice", "The best cells with a single absorber reach an efficiency of 25%.")[0]
+    assert len(set(candidate.choices)) == 4
+    assert candidate.answer in candidate.choices
+    assert all(option.endswith("%") for option in candidate.choices)
+
+
 def test_summary_names_the_section_and_the_article():
     text = "Garnet electrolytes conduct lithium ions through channels. "
-    text += "The garnet electrolytes resist the lithium metal of the anode."
+    text += "The garnet electrolytes resist the lithium metal of the anode. "
+    text += "In summary, the garnet electrolytes of this kind are stable."
     candidate = asked("summary", text)[0]
     question = name_article(candidate.questions[0], "A title")
     assert question == "What is the main statement of the section 'Methods' of the article 'A title'?"

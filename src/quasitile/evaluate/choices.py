@@ -18,7 +18,7 @@ from quasitile.folders import read_jsonl
 
 NUM_OPTIONS = 4
 MOST_CANDIDATES = 300  # answers among which the most similar are looked for
-NO_CHOICE_KINDS = ("true_false", "summary")  # two options at most, and options that are too long to compare
+NO_CHOICE_KINDS = ("true_false", "summary", "choice")  # two options, too long ones to compare, options of its own
 QUANTITY = re.compile(r"\W*\d[\d.,^×x±\s-]*(?P<unit>.*)", re.DOTALL)
 
 

@@ -65,14 +65,16 @@ def document_row(document: Document, num_sections: int, kept_characters: int, sp
     }
 
 
-def section_row(document: Document, index: int, section: Section, split: str) -> dict[str, Any]:
-    """A line of sections.jsonl."""
+def section_row(document: Document, index: int, section: Section, start: int, split: str) -> dict[str, Any]:
+    """A line of sections.jsonl; `start` counts in the document's text, its sections with a blank line between them."""
     return {
         "document": document.name,
         "section": index,
         "title": section.title,
         "level": section.level,
         "type": section.type,
+        "path": list(section.path),
+        "start": start,
         "text": section.text,
         "split": split,
     }
@@ -126,6 +128,7 @@ def record(
                 "start": fact.evidence.start if placed else None,
                 "stop": fact.evidence.stop if placed else None,
             },
+            **({"choices": list(fact.choices)} if fact.choices else {}),
             "accepted": list(dict.fromkeys((fact.answer, *fact.accepted))),
             "quality": round(fact.quality, 2),
             "split": split,

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from quasitile.errors import InputError
 from quasitile.progress import say, track
 from quasitile.reading.documents import READERS, Document
+from quasitile.reading.documents.document import MAX_TEXT_CHARACTERS
 from quasitile.reading.documents.latex_source import included_files
+from quasitile.reading.questions.curated import CURATED_FILES
+from quasitile.reading.spool import Spool
 
-NOT_PAPERS = frozenset(("questions.jsonl", "properties.jsonl", "general.jsonl", "entities.conll", "split.json"))
+NOT_PAPERS = frozenset((*CURATED_FILES, "properties.jsonl", "general.jsonl", "entities.conll", "split.json"))
 NOT_PAPER_STEMS = ("readme", "license", "licence", "copying", "changelog", "notice")
 # Formats of papers without a reader: named as skipped rather than passed over.
 UNREAD_SUFFIXES = {
-    suffix: "convert it to JATS XML, LaTeX, Markdown or text"
-    for suffix in (".pdf", ".docx", ".doc", ".odt", ".epub", ".html", ".htm", ".rtf")
+    suffix: "convert it to JATS XML, TEI, HTML, LaTeX, Markdown, text or PDF"
+    for suffix in (".docx", ".doc", ".odt", ".epub", ".rtf")
 }
 
 
@@ -46,7 +50,7 @@ def _is_paper(path: Path) -> bool:
     return not hidden and not named and path.suffix.lower() in {**READERS, **UNREAD_SUFFIXES}
 
 
-def read_documents(papers: Path, kind: str = "", files: tuple[str, ...] = ()) -> tuple[list[Document], list[dict[str, str]]]:
+def read_documents(papers: Path, kind: str = "", files: tuple[str, ...] = ()) -> tuple[Spool, list[dict[str, str]]]:
     """Read every paper; what cannot be read is skipped, with the reason in one line.
 
     Args:
@@ -60,49 +64,47 @@ def read_documents(papers: Path, kind: str = "", files: tuple[str, ...] = ()) ->
     Raises:
         InputError: No document can be read.
     """
-    documents: list[Document] = []
-    skipped: list[dict[str, str]] = []
     root = papers if papers.is_dir() else papers.parent
     wanted_paths = [path for path in find_papers(papers) if not files or matches(path.relative_to(root).as_posix(), files)]
+    documents, skipped = Spool(), []
     for path in track(wanted_paths, "reading papers"):
-        suffix, relative = path.suffix.lower(), path.relative_to(root).as_posix()
+        relative, mark = path.relative_to(root).as_posix(), documents.mark()
         try:
-            if suffix in UNREAD_SUFFIXES:
-                raise InputError(f"{path} is {suffix}, which has no reader; {UNREAD_SUFFIXES[suffix]}")
-            read = READERS[suffix](path)
-        except (InputError, OSError, RecursionError) as error:
-            if isinstance(error, RecursionError):
-                error = InputError(f"{path} is nested too deeply; simplify or remove it")
+            for document in read_file(path):
+                document.path = relative
+                if not kind or document.kind == kind:
+                    documents.add(document)
+        except (InputError, OSError) as error:
+            documents.cut(mark)
             reason = " ".join(str(error).split()).replace(str(path), relative)
             skipped.append({"path": relative, "reason": reason})
             say(f"  skipped {reason}")
-            continue
-        for document in read:
-            document.path = relative
-            if not kind or document.kind == kind:
-                documents.append(document)
     if not documents:
+        documents.close()
         wanted = f" of kind {kind!r}" if kind else ""
         first = f" (first: {skipped[0]['reason']})" if skipped else ""
         raise InputError(f"{papers} holds no readable document{wanted}; {len(skipped)} files were skipped{first}")
-    _name_apart(documents)
     return documents, skipped
+
+
+def read_file(path: Path) -> Iterator[Document]:
+    """The documents of one file.
+
+    Raises:
+        InputError: It has no reader, cannot be read, is nested too deeply or holds more text than any paper.
+    """
+    suffix = path.suffix.lower()
+    if suffix in UNREAD_SUFFIXES:
+        raise InputError(f"{path} is {suffix}, which has no reader; {UNREAD_SUFFIXES[suffix]}")
+    try:
+        for document in READERS[suffix](path):
+            if document.kept_characters > MAX_TEXT_CHARACTERS:
+                raise InputError(f"{path} holds more than {MAX_TEXT_CHARACTERS} characters in one document; split it")
+            yield document
+    except RecursionError as error:
+        raise InputError(f"{path} is nested too deeply; simplify or remove it") from error
 
 
 def matches(path: str, patterns: tuple[str, ...]) -> bool:
     """Whether a path inside the folder of papers matches one of the patterns."""
     return any(fnmatchcase(path, pattern) for pattern in patterns)
-
-
-def _name_apart(documents: list[Document]) -> None:
-    """Documents of the same name take the path without its ending, and a number where that is not enough."""
-    names: set[str] = set()
-    for document in documents:
-        number, name = 2, document.name
-        if name in names:
-            name = document.path.rpartition(".")[0]
-        while name in names:
-            name = f"{document.name}-{number}"
-            number += 1
-        document.name = name
-        names.add(name)

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from contextlib import ExitStack
 from dataclasses import replace
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
-from quasitile.errors import InputError
-from quasitile.folders import stage_folder, write_jsonl
+from quasitile.folders import stage_folder
 from quasitile.progress import track
+from quasitile.reading.asked import Asked
 from quasitile.reading.dataset import document_row, held_out_documents, question_rows, record, section_row
 from quasitile.reading.discover import matches, read_documents
 from quasitile.reading.documents import Document, Section
-from quasitile.reading.quality import Asked, fault, select
+from quasitile.reading.output import Output
+from quasitile.reading.quality import fault, select
 from quasitile.reading.questions import FALLBACK_RULES, RULES, Candidate, Passage
-from quasitile.reading.questions.curated import Curated, locate, read_curated
+from quasitile.reading.questions.client import Client
+from quasitile.reading.questions.curated import CURATED_FILES, Curated, locate, read_curated
+from quasitile.reading.questions.model import Writer, usage_of
 from quasitile.reading.sections import shape_sections
 from quasitile.reading.sentences import Sentence
 from quasitile.reading.settings import ReadSettings
@@ -39,45 +43,66 @@ def read(papers: str | Path, out: str | Path, settings: ReadSettings | None = No
         InputError: Nothing readable, nothing left to train on, or a curated file with a bad row.
     """
     papers, settings = Path(papers), settings or ReadSettings()
-    with stage_folder(out, "read", settings, seed=settings.seed, papers=papers) as stage:
+    with stage_folder(out, "read", settings, seed=settings.seed, papers=papers) as stage, ExitStack() as cleanup:
         started = time.monotonic()
         documents, skipped = read_documents(papers, settings.kind, settings.files)
-        names = [document.name for document in documents]
-        test = {document.name for document in documents if matches(document.path, settings.test_files)}
-        test |= held_out_documents(papers, names, [Path(row["path"]).stem for row in skipped], settings)
-        curated, unknown = _curated(papers, set(names))
-        tables: dict[str, list[dict[str, Any]]] = {name: [] for name in ("documents", "sections", "questions", "dropped")}
-        tables["dropped"] += unknown
-        asked = Asked()
-        for document in track(documents, "asking questions"):
-            rows = _read_document(document, curated.get(document.name, []), document.name in test, asked, settings)
-            for name, added in rows.items():
-                tables[name] += added
-        for name, rows in {**tables, "skipped": skipped}.items():
-            write_jsonl(stage.path / f"{name}.jsonl", rows)
-        stage.summary = summarise(tables, len(skipped), time.monotonic() - started)
+        cleanup.callback(documents.close)
+        test = {name for name, path in zip(documents.names, documents.paths, strict=True) if matches(path, settings.test_files)}
+        test |= held_out_documents(papers, documents.names, [Path(row["path"]).stem for row in skipped], settings)
+        curated, unknown = _curated(papers, set(documents.names))
+        num_asked, asked, writer = 0, Asked(), None
+        if settings.model.wanted:
+            journal = Path(out).parent / f"{Path(out).name}.answers.jsonl"
+            writer = Writer(Client(settings.model, journal))
+        cleanup.callback(asked.close)
+        with Output(stage.path) as output:
+            for row in skipped:
+                output.write("skipped", row)
+            for row in unknown:
+                output.write("dropped", row)
+            loose, placed = curated.pop("", []), set[str]()
+            for document in track(documents, "asking questions", len(documents)):
+                asked.begin(document.name)
+                experts = [*curated.get(document.name, []), *(row for row in loose if row.candidate.questions[0] not in placed)]
+                rows = _read_document(document, experts, document.name in test, asked, settings, writer)
+                num_asked += len({row["metadata"]["section"] for row in rows["questions"]})
+                placed |= {row["messages"][0]["content"] for row in rows["questions"] if row["metadata"]["source"] == "curated"}
+                for name, added in rows.items():
+                    for row in added:
+                        output.write(name, row)
+            for row in loose:
+                if row.candidate.questions[0] not in placed:
+                    output.write("dropped", unplaced(row, "evidence not in any document"))
+        stage.summary = output.summary(num_asked, time.monotonic() - started) | usage_of(writer, settings.model)
         return stage.summary
 
 
 def _curated(papers: Path, names: set[str]) -> tuple[dict[str, list[Curated]], list[dict[str, Any]]]:
     """Experts' questions by document, and the records of those whose document is not there."""
-    paths = sorted(papers.rglob("questions.jsonl")) if papers.is_dir() else [papers.parent / "questions.jsonl"]
+    folder = papers if papers.is_dir() else papers.parent
+    paths = [path for name in CURATED_FILES for path in (sorted(papers.rglob(name)) if papers.is_dir() else [folder / name])]
     by_document: dict[str, list[Curated]] = {}
     unknown = []
     for path in (path for path in paths if path.is_file()):
         for number, row in enumerate(read_curated(path)):
-            if row.document in names:
+            if not row.document or row.document in names:
                 by_document.setdefault(row.document, []).append(row)
             elif papers.is_dir():
-                missing = Document(row.document, "", "", row.document)
-                entry = record(row.candidate, missing, None, None, f"{row.document}/f{number}", 0, number, "")
-                entry["metadata"]["reason"] = "document not found"
-                unknown.append(entry)
+                unknown.append(unplaced(row, "document not found", number))
     return by_document, unknown
 
 
+def unplaced(row: Curated, reason: str, number: int = 0) -> dict[str, Any]:
+    """The record of an expert's question that has no section."""
+    entry = record(
+        row.candidate, Document(row.document, "", "", row.document), None, None, f"{row.document}/f{number}", 0, number, ""
+    )
+    entry["metadata"]["reason"] = reason
+    return entry
+
+
 def _read_document(
-    document: Document, curated: list[Curated], test: bool, asked: Asked, settings: ReadSettings
+    document: Document, curated: list[Curated], test: bool, asked: Asked, settings: ReadSettings, writer: Writer | None
 ) -> dict[str, list[dict[str, Any]]]:
     """All rows of one document."""
     split = "test" if test else "train"
@@ -87,6 +112,8 @@ def _read_document(
     expert: dict[int, list[Candidate]] = {}
     for number, row in enumerate(curated):
         place = locate(row, sections)
+        if place is None and not row.document:
+            continue  # of no document by name: it may stand in another
         if place is None:
             entry = record(row.candidate, document, None, None, f"{document.name}/x{number}", 0, number, split)
             entry["metadata"]["reason"] = "evidence not in the document"
@@ -95,9 +122,12 @@ def _read_document(
             index, start = place
             evidence = Sentence(row.evidence, start, start + len(row.evidence))
             expert.setdefault(index, []).append(replace(row.candidate, evidence=evidence))
-    for index, section in enumerate(sections):
-        facts, dropped = ask(section, document, expert.get(index, []), asked, settings)
-        tables["sections"].append(section_row(document, index, section, split))
+    start = 0
+    written = writer.write(sections, document.title) if writer else repeat([])
+    for (index, section), model in zip(enumerate(sections), written, strict=False):
+        facts, dropped = ask(section, document, [*expert.get(index, []), *model], asked, settings)
+        tables["sections"].append(section_row(document, index, section, start, split))
+        start += len(section.text) + 2
         tables["questions"] += question_rows(facts, document, index, section, test, settings)
         for number, (candidate, reason) in enumerate(dropped):
             entry = record(candidate, document, index, section, f"{document.name}/{index}/d{number}", 0, number, split)
@@ -107,17 +137,17 @@ def _read_document(
 
 
 def ask(
-    section: Section, document: Document, expert: list[Candidate], asked: Asked, settings: ReadSettings
+    section: Section, document: Document, given: list[Candidate], asked: Asked, settings: ReadSettings
 ) -> tuple[list[Candidate], Dropped]:
     """The facts of one section, and what was dropped with its reason; where facts are short, fallback rules fill up."""
     passage = Passage(document.title, section.title, section.type, section.text)
-    candidates = [*expert, *(candidate for rule in settings.rules for candidate in RULES[rule](passage))]
+    candidates = [*given, *(candidate for rule in settings.rules for candidate in RULES[rule](passage))]
     sound, dropped = _sift(candidates, document)
-    chosen, rest = select(sound, asked, document.name, settings.max_facts)
+    chosen, rest = select(sound, asked, settings.max_facts)
     dropped += rest
     if len(chosen) < settings.min_facts:
         spare, faulty = _sift([candidate for rule in FALLBACK_RULES.values() for candidate in rule(passage)], document)
-        chosen, rest = select(spare, asked, document.name, settings.min_facts, chosen)
+        chosen, rest = select(spare, asked, settings.min_facts, chosen)
         dropped += faulty + rest
     return chosen, dropped
 
@@ -125,38 +155,3 @@ def ask(
 def _sift(candidates: list[Candidate], document: Document) -> tuple[list[Candidate], Dropped]:
     faults = [(candidate, fault(candidate, document.title)) for candidate in candidates]
     return [candidate for candidate, reason in faults if not reason], [pair for pair in faults if pair[1]]
-
-
-def summarise(tables: dict[str, list[dict[str, Any]]], num_skipped: int, seconds: float) -> dict[str, Any]:
-    """Counts of everything read, kept and dropped.
-
-    Raises:
-        InputError: No section holds a text of which a question can be asked.
-    """
-    questions = [row["metadata"] for row in tables["questions"]]
-    if not any(row["split"] == "train" for row in questions):
-        raise InputError("no question could be asked on the documents for training; give papers with running text")
-    splits = Counter(row["split"] for row in questions)
-    asked_sections = {(row["document"], row["section"]) for row in questions}
-    num_characters = sum(row["num_characters"] for row in tables["documents"])
-    kept_characters = sum(row["kept_characters"] for row in tables["documents"])
-    return {
-        "num_documents": len(tables["documents"]),
-        "num_skipped": num_skipped,
-        "num_sections": len(tables["sections"]),
-        "num_sections_without_question": len(tables["sections"]) - len(asked_sections),
-        "num_questions": len(questions),
-        "num_facts": len({row["fact"] for row in questions}),
-        "num_dropped": len(tables["dropped"]),
-        "dropped_by_reason": dict(Counter(row["metadata"]["reason"] for row in tables["dropped"]).most_common()),
-        "questions_by_kind": dict(Counter(row["kind"] for row in questions).most_common()),
-        "questions_by_source": dict(Counter(row["source"] for row in questions).most_common()),
-        "num_train": splits["train"],
-        "num_phrasing": splits["phrasing"],
-        "num_test": splits["test"],
-        "num_characters": num_characters,
-        "kept_characters": kept_characters,
-        "kept_share": round(kept_characters / max(1, num_characters), 4),
-        "seconds": round(seconds, 3),
-        "seconds_per_section": round(seconds / max(1, len(tables["sections"])), 6),
-    }

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
-from rapidfuzz import fuzz
-
+from quasitile.reading.asked import Asked
 from quasitile.reading.normalise import comparable
-from quasitile.reading.questions.candidate import ARTICLE, Candidate, name_article
+from quasitile.reading.questions.candidate import Candidate, name_article
 
 MAX_ANSWER_WORDS = {"definition": 12, "cause": 16, "composition": 14, "comparison": 8, "summary": 40}
 MAX_ANSWER_WORDS_OTHERWISE = 10
 MAX_QUESTION_CHARACTERS = 500
 MAX_EVIDENCE_CHARACTERS = 600
-MAX_OF_KIND = {"cloze": 2, "true_false": 2, "summary": 1}  # facts a section, where other kinds fill it
-NEAR_DUPLICATE = 90  # similarity in per cent of two questions with the same answer
-_CHOICES = frozenset(("comparison", "true_false", "expert"))  # the question may name the answer
+MAX_OF_KIND = {"cloze": 1, "true_false": 1, "choice": 1, "summary": 1}  # facts a section, before the section is short of any
+NUM_WITHOUT_SUMMARY = 2  # facts that make a summary unnecessary
+_CHOICES = frozenset(("comparison", "true_false", "choice", "expert"))  # the question may name the answer
 
 
 def supported(candidate: Candidate) -> bool:
@@ -34,6 +32,11 @@ def given_away(candidate: Candidate, title: str) -> bool:
     return any(answer in f" {comparable(name_article(question, title))} " for question in questions)
 
 
+def _unreadable(question: str) -> bool:
+    """Whether a question is hardly one: under three words, or mostly digits and marks."""
+    return len(question.split()) < 3 or sum(char.isalpha() or char == " " for char in question) < 0.6 * len(question)
+
+
 def _too_long(candidate: Candidate) -> bool:
     return len(candidate.answer.split()) > MAX_ANSWER_WORDS.get(candidate.kind, MAX_ANSWER_WORDS_OTHERWISE)
 
@@ -41,6 +44,8 @@ def _too_long(candidate: Candidate) -> bool:
 # Reason, and whether a candidate (with its article's title) is to be dropped for it. Experts' questions are not judged.
 CHECKS: dict[str, Callable[[Candidate, str], bool]] = {
     "empty answer": lambda candidate, title: not comparable(candidate.answer),
+    "evidence not in the section": lambda candidate, title: not candidate.evidence.text,
+    "unreadable": lambda candidate, title: any(map(_unreadable, candidate.questions)),
     "answer not in evidence": lambda candidate, title: candidate.supported and not supported(candidate),
     "question gives the answer": lambda candidate, title: candidate.kind not in _CHOICES and given_away(candidate, title),
     "answer too long": lambda candidate, title: _too_long(candidate),
@@ -56,88 +61,44 @@ def fault(candidate: Candidate, title: str) -> str:
     return next((reason for reason, applies in CHECKS.items() if applies(candidate, title)), "")
 
 
-@dataclass
-class Asked:
-    """What has been asked so far, within each document and across documents."""
-
-    answers: dict[str, str] = field(default_factory=dict)
-    sentences: set[tuple[str, str]] = field(default_factory=set)
-    by_document: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
-    kinds: Counter[str] = field(default_factory=Counter)
-
-    def repeated(self, candidate: Candidate, document: str) -> str:
-        """Why a candidate repeats an earlier one, or nothing."""
-        question, key, answer = self._keys(candidate, document)
-        if key in self.answers:
-            return "near-duplicate" if self.answers[key] == answer else "contradicts an earlier question"
-        if (
-            candidate.kind != "expert"
-            and (comparable(candidate.evidence.text), self._fact(candidate, answer)) in self.sentences
-        ):
-            return "same fact asked already"
-        for earlier_question, earlier_answer in self.by_document.get(document, []):
-            if earlier_answer == answer and fuzz.token_sort_ratio(question, earlier_question, score_cutoff=NEAR_DUPLICATE):
-                return "near-duplicate"
-        return ""
-
-    def add(self, candidate: Candidate, document: str) -> None:
-        """Remember a candidate that became a question."""
-        question, key, answer = self._keys(candidate, document)
-        self.answers[key] = answer
-        self.sentences.add((comparable(candidate.evidence.text), self._fact(candidate, answer)))
-        self.by_document.setdefault(document, []).append((question, answer))
-        self.kinds[candidate.kind] += 1
-
-    @staticmethod
-    def _keys(candidate: Candidate, document: str) -> tuple[str, str, str]:
-        """The question without its article, the key that no other question may have, and the answer, made comparable."""
-        question = comparable(candidate.questions[0].replace(ARTICLE, ""))
-        own = document if ARTICLE in candidate.questions[0] or candidate.kind == "expert" else ""
-        return question, f"{own}\n{' '.join(sorted(question.split()))}", comparable(candidate.answer)
-
-    @staticmethod
-    def _fact(candidate: Candidate, answer: str) -> str:
-        """What a sentence is asked for: true and false asks for its one value, as a question on that value does."""
-        if candidate.kind != "true_false":
-            return answer
-        return comparable(candidate.conclusion.removeprefix("So the value is ").partition(" and the statement")[0])
-
-
 def select(
-    candidates: list[Candidate], asked: Asked, document: str, max_facts: int, chosen: list[Candidate] | None = None
+    candidates: list[Candidate], asked: Asked, max_facts: int, chosen: list[Candidate] | None = None
 ) -> tuple[list[Candidate], list[tuple[Candidate, str]]]:
     """Choose up to `max_facts` candidates, the best first, kinds that were asked often counting less.
 
     Args:
         candidates: Candidates without a fault.
         asked: What was asked before; grows by what is chosen.
-        document: The document's name.
         max_facts: How many a section may have, experts' questions included; these are never cut.
-        chosen: Facts of the section chosen before, which are kept.
+        chosen: Facts of the section chosen before, which are kept; given, the section is short of facts and
+            the limits on kinds do not hold.
 
     Returns:
         All chosen facts, and the candidates dropped with their reasons.
     """
+    filling = chosen is not None
     chosen, dropped, waiting = list(chosen or []), [], list(candidates)
     kinds = Counter(candidate.kind for candidate in chosen)
 
     def worth(candidate: Candidate) -> float:
         share = asked.kinds[candidate.kind] / max(1, asked.kinds.total())
-        return (candidate.kind == "expert") + candidate.quality - 0.15 * kinds[candidate.kind] - 0.2 * share
+        return (candidate.kind == "expert") + candidate.quality - 0.15 * kinds[candidate.kind] - 0.4 * share
 
     while waiting:
         best = max(waiting, key=lambda candidate: (worth(candidate), -candidate.evidence.start))
         waiting.remove(best)
-        reason = asked.repeated(best, document)
+        reason = asked.repeated(best)
         if not reason and best.kind != "expert":
             if len(chosen) >= max_facts:
                 reason = "more than max_facts"
-            elif kinds[best.kind] >= MAX_OF_KIND.get(best.kind, max_facts):
+            elif (kinds[best.kind] >= MAX_OF_KIND.get(best.kind, max_facts) and not filling) or (
+                best.kind == "summary" and len(chosen) >= NUM_WITHOUT_SUMMARY
+            ):
                 reason = "kind has its share"
         if reason:
             dropped.append((best, reason))
         else:
             chosen.append(best)
             kinds[best.kind] += 1
-            asked.add(best, document)
+            asked.add(best)
     return chosen, dropped

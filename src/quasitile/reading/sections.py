@@ -65,14 +65,17 @@ def _with_types(sections: list[Section]) -> list[Section]:
     """Type by declaration, title, the section above, and position, in this order."""
     typed: list[Section] = []
     above: list[tuple[int, str]] = []
+    titles: list[tuple[int, str]] = []
     for index, section in enumerate(sections):
         above = [(level, name) for level, name in above if level < section.level]
+        titles = [(level, title) for level, title in titles if level < section.level]
         inherited = above[-1][1] if above else ""
         named = declared_type(section.type) or title_type(section.title) or inherited
         opening = all(earlier.type == "abstract" for earlier in typed) and section.title == "Main text" and len(sections) > 1
         name = named or ("introduction" if opening and index < len(sections) - 1 else "other")
         above.append((section.level, named))
-        typed.append(replace(section, type=name))
+        typed.append(replace(section, type=name, path=tuple(title for _, title in titles)))
+        titles.append((section.level, section.title))
     return typed
 
 

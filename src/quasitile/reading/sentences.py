@@ -59,4 +59,4 @@ def _ends(text: str, match: re.Match[str]) -> bool:
 def _initial(text: str, dot: int) -> bool:
     """Whether a capital before `dot` is an initial of a name (`J. Smith`, `U. S.`), not a unit (`300 K.`)."""
     before = text[: dot - 1].rstrip()[-1:]
-    return not before.isdigit()
+    return not before.isdigit() and before != "°"

@@ -6,6 +6,7 @@ from typing import Self
 
 from pydantic import Field, field_validator, model_validator
 
+from quasitile.reading.questions.client import ModelSettings
 from quasitile.reading.questions.rules import RULES
 from quasitile.settings import Settings
 
@@ -30,6 +31,7 @@ class ReadSettings(Settings):
     max_phrasings: int = Field(default=4, ge=1)
     hold_out_phrasings: bool = True
     rules: tuple[str, ...] = tuple(RULES)
+    model: ModelSettings = ModelSettings()
     test_documents: tuple[str, ...] = ()
     test_files: tuple[str, ...] = ()
     test_share: float = Field(default=0.0, ge=0.0, lt=1.0)

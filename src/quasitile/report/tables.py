@@ -101,7 +101,7 @@ def question_table(questions: Rows) -> Table:
     pairs = Counter((str(pick(q, "metadata", "kind")), str(pick(q, "metadata", "source"))) for q in questions)
     kinds = Counter(kind for kind, _ in pairs.elements())
     sources = sorted({source for _, source in pairs})
-    names = {"cloze": "cloze (fill the gap)", "true_false": "true or false"}
+    names = {"cloze": "cloze (fill the gap)", "true_false": "true or false", "choice": "multiple choice"}
     rows = [
         [names.get(kind, kind), *(COUNT(pairs[kind, source]) for source in sources), COUNT(total)]
         for kind, total in sorted(kinds.items(), key=lambda pair: (-pair[1], pair[0]))

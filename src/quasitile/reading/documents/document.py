@@ -7,6 +7,9 @@ from pathlib import Path
 
 from quasitile.errors import InputError
 
+MAX_FILE_BYTES = 50_000_000
+MAX_TEXT_CHARACTERS = 8_000_000  # of one document: longer than any book
+
 
 @dataclass(frozen=True)
 class Section:
@@ -16,6 +19,7 @@ class Section:
     level: int
     type: str
     text: str
+    path: tuple[str, ...] = ()  # titles of the sections above
 
 
 @dataclass
@@ -23,7 +27,8 @@ class Document:
     """One paper as read.
 
     `dropped_characters` counts, by kind, text of the source that stands in no section, so that
-    `num_characters` is what the source's body holds.
+    `num_characters` is what the source's body holds. `removed` is that text itself, by kind, for
+    whoever checks the count.
     """
 
     name: str
@@ -34,6 +39,7 @@ class Document:
     kind: str = "article"
     sections: list[Section] = field(default_factory=list)
     dropped_characters: dict[str, int] = field(default_factory=dict)
+    removed: list[tuple[str, str]] = field(default_factory=list)
 
     @property
     def kept_characters(self) -> int:
@@ -50,14 +56,29 @@ class Document:
         size = len(" ".join(text.split()))
         if size:
             self.dropped_characters[kind] = self.dropped_characters.get(kind, 0) + size
+            self.removed.append((kind, text))
+
+
+def check_size(path: Path) -> None:
+    """Refuse a file that no paper fills.
+
+    Raises:
+        InputError: It is larger than `MAX_FILE_BYTES`.
+    """
+    size = path.stat().st_size
+    if size > MAX_FILE_BYTES:
+        raise InputError(
+            f"{path} holds {size / 1e6:.0f} MB, more than the {MAX_FILE_BYTES / 1e6:.0f} MB of one paper; split or remove it"
+        )
 
 
 def read_text(path: Path) -> str:
     """Read a file as UTF-8 (a byte order mark is allowed) or, with its mark, UTF-16.
 
     Raises:
-        InputError: The file is empty or in another encoding.
+        InputError: The file is empty, too large or in another encoding.
     """
+    check_size(path)
     data = path.read_bytes()
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:

@@ -19,6 +19,12 @@ KNOWN_HEADINGS = re.compile(
 )
 REFERENCES = re.compile(r"(?:\d+\.?\s+)?(?:references|bibliography|literature cited|works cited)\s*:?$", re.IGNORECASE)
 
+BACK_MATTER = re.compile(
+    r"(?:conflicts? of interests?|competing interests?|supplementary|supporting information|acknowledge?ments?|funding|"
+    r"author(?:s'?)? contributions?|data availability|declarations?|additional information)",
+    re.IGNORECASE,
+)
+
 
 def read_plain(path: Path) -> list[Document]:
     """Read plain text: the first short line is the title, headings are numbered, underlined, capitals or well-known.

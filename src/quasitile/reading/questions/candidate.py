@@ -50,6 +50,8 @@ class Candidate:
     supported: bool = True
     source: str = "rules"
     trace: str = field(default="")
+    choices: tuple[str, ...] = ()
+    asked_for: str = ""  # what a choice or a true-or-false question turns on, where the answer does not say it
 
 
 def name_article(question: str, title: str) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 
 from quasitile.reading.questions.candidate import ARTICLE, Candidate, Passage
-from quasitile.reading.questions.facts import WRONG_AFTER, quantity_answers
 from quasitile.reading.questions.lexicon import ATMOSPHERES, STEPS
 from quasitile.reading.questions.phrases import inside_sentence, noun_phrase, strip_lead
+from quasitile.reading.questions.properties import WRONG_AFTER, quantity_answers
 from quasitile.reading.sentences import Sentence
 
 _STEP_NAMES = "|".join(sorted(STEPS, key=len, reverse=True))
@@ -76,7 +76,7 @@ def _condition(
     if kind == "time":
         questions = (
             f"For how long {act} in {ARTICLE}?",
-            f"How long did it take in {ARTICLE} until {subject} had been {step}?",
+            f"According to {ARTICLE}, {subject} {be} {step} for what time?",
             f"In {ARTICLE}, what is the time for which {subject} {be} {step}?",
         )
     elif kind == "atmosphere":

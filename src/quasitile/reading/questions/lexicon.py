@@ -44,6 +44,27 @@ PROPERTIES = {
     "adsorption capacity": "amount mass", "tensile elongation": "share", "mass": "mass",
 }  # fmt: skip
 
+# Nouns that end the name of something measured, and the kinds of quantity they may have (none given: any).
+MEASURES = {
+    "activity": "", "amplitude": "", "angle": "angle", "aperture": "length", "area": "length", "barrier": "energy length",
+    "bias": "voltage", "capacitance": "capacitance", "charge": "charge", "coefficient": "", "concentration": "",
+    "constant": "", "depth": "length", "diameter": "length", "dimension": "length", "dose": "", "duration": "time",
+    "distance": "length", "drop": "", "elongation": "share", "energy": "energy power", "enthalpy": "energy", "entropy": "",
+    "error": "", "exponent": "", "factor": "", "field": "field voltage", "fluence": "energy", "flux": "",
+    "force": "force mass", "fraction": "share", "frequency": "frequency", "gap": "energy length voltage",
+    "height": "length", "humidity": "share", "impedance": "resistance", "intensity": "", "lifetime": "time", "limit": "",
+    "load": "force mass pressure", "loss": "", "mass": "mass", "molarity": "amount", "offset": "", "onset": "",
+    "overshoot": "", "period": "time", "permittivity": "", "polarization": "", "potential": "voltage energy",
+    "power": "power", "precision": "", "pressure": "pressure", "radius": "length", "ratio": "", "rate": "",
+    "reactivity": "", "recovery": "share", "resolution": "length angle energy", "retention": "share", "saving": "share",
+    "selectivity": "share", "sensitivity": "", "shift": "", "shrinkage": "share", "slope": "", "solubility": "",
+    "spacing": "length", "speed": "frequency length", "stress": "pressure", "stability": "", "stiffness": "", "tension": "",
+    "time": "time", "tolerance": "", "toughness": "", "transmittance": "share", "uncertainty": "", "utilization": "share",
+    "vacuum": "pressure", "velocity": "length", "viscosity": "", "volume": "length volume", "weight": "mass", "yield": "share",
+    "size": "length", "rating": "", "step": "", "radiation": "", "flow": "volume", "accuracy": "", "reflectivity": "share",
+    "transmission": "share", "absorption": "", "threshold": "", "current": "current",
+}  # fmt: skip
+
 EPONYMS = frozenset(["Seebeck", "Curie", "Tafel", "Young's", "Coulombic", "Faradaic", "Vickers", "Hall", "Fermi"])
 
 STEPS = [

@@ -30,7 +30,7 @@ _BAD_INSIDE = re.compile(
 )
 _DETERMINERS = frozenset(["the", "a", "an", "all", "both", "each"])
 _REFERS = re.compile(
-    r"\b(?:Figs?\.|Figures?|Tables?|Eqs?\.|Equations?|Refs?\.|Sections?|Schemes?|Chapters?)(?!\w)|https?:|\bet al\b",
+    r"\b(?:Figs?\.?|Figures?|Tables?|Eqs?\.|Equations?|Refs?\.|Sections?|Schemes?|Chapters?)(?!\w)|https?:|\bet al\b",
     re.IGNORECASE,
 )
 
@@ -106,6 +106,10 @@ def is_plural(phrase: str) -> bool:
     return head.endswith("s") and not head.endswith(("ss", "us", "is", "ics")) and not find_formulae(head)
 
 
+# A heading that ran into its sentence: `Crystallographic Characterization The powder was ...`.
+_HEADED = re.compile(r"(?:[A-Z][a-z]{4,}(?: and)? ){1,4}(?:The|A|An|In|To|All|We|This|It|For|As)\s|(?:[A-Z][a-z]{5,} ){2,}")
+
+
 def understandable(sentence: Sentence, max_words: int = 40, min_words: int = 8) -> bool:
     """Whether a sentence makes sense without its neighbours: no pointers, no figures, nothing cut off."""
     text = sentence.text
@@ -113,6 +117,8 @@ def understandable(sentence: Sentence, max_words: int = 40, min_words: int = 8) 
         return False
     first = re.match(r"[\w'-]+", text)
     if first is None or first[0].lower() in POINTERS or _REFERS.search(text):
+        return False
+    if "\\" in text or _HEADED.match(text):
         return False
     if text.count("(") != text.count(")") or text.count("[") != text.count("]") or text.count('"') % 2:
         return False

@@ -6,7 +6,15 @@ import re
 
 from quasitile.reading.formulae import find_formulae
 from quasitile.reading.questions.candidate import ARTICLE, Candidate, Passage
-from quasitile.reading.questions.phrases import clip, inside_sentence, is_plural, noun_phrase, strip_lead
+from quasitile.reading.questions.phrases import (
+    POINTERS,
+    clip,
+    inside_sentence,
+    is_plural,
+    noun_phrase,
+    strip_lead,
+    understandable,
+)
 from quasitile.reading.sentences import Sentence
 
 _ADJECTIVES = (
@@ -34,6 +42,16 @@ _CAUSE = re.compile(
 _ARISES = re.compile(
     r"^(?P<effect>[^,;]{5,90}?) (?P<verb>results? from|resulted from|arises? from|originates? from|stems? from|comes? from) "
     r"(?P<cause>.+)$"
+)
+_BECAUSE = re.compile(
+    r"^(?P<effect>[^,;:]{20,160}?),? (?:because of|due to|owing to|as a result of|because|since|thanks to) (?P<cause>[^;:]+)$"
+)
+_LEADS = re.compile(
+    r"^(?P<cause>[^,;:]{5,90}?) (?:leads?|led|gives? rise|gave rise|results?|resulted|causes?|caused) (?:to|in|an?|the)\s"
+    r"(?P<effect>[^,;:]{5,120})\.?$"
+)
+_CLAUSE = re.compile(
+    r"\s(?:is|are|was|were|has|have|had|can|could|cannot|increased?s?|decreased?s?|shows?|showed|remains?|remained|becomes?)\b"
 )
 _VAGUE = frozenset(
     ("this", "these", "it", "its", "their", "such", "both", "several", "two", "three", "many", "some", "various", "different")
@@ -76,7 +94,7 @@ def _comparison(first: str, second: str, adjective: str, name: str, be: str, sen
     if name:
         questions = (
             f"Which has the {adjective} {name} in {ARTICLE}: {left} or {right}?",
-            f"According to {ARTICLE}, of {left} and {right}, which one's {name} is {adjective}?",
+            f"According to {ARTICLE}, which of {left} and {right} has the {adjective} {name}?",
             f"In {ARTICLE}, is the {name} {adjective} for {left} or for {right}?",
         )
         conclusion = f"So {first} has the {adjective} {name}."
@@ -98,7 +116,14 @@ def cause(passage: Passage) -> list[Candidate]:
         if match is None:
             continue
         effect, reason = noun_phrase(match["effect"], 11), clip(match["cause"], 16)
-        if not effect or "following" in reason or len(reason.split()) < 2 or reason.split()[0].lower() in _VAGUE:
+        if (
+            not effect
+            or len(effect.split()) < 2
+            or effect.lower() == "the main"
+            or "following" in reason
+            or len(reason.split()) < 2
+            or reason.split()[0].lower() in _VAGUE
+        ):
             continue
         effect = inside_sentence(effect, passage.text)
         be = "are" if is_plural(effect) else "is"
@@ -119,4 +144,61 @@ def cause(passage: Passage) -> list[Candidate]:
         )
         conclusion = f"So the cause is {reason}."
         found.append(Candidate("cause", questions, reason, sentence, conclusion, 0.85, (reason,)))
+    return found
+
+
+def reason(passage: Passage) -> list[Candidate]:
+    """`Statement because of Y`: why is it so?"""
+    found = []
+    for sentence in passage.sentences:
+        text = strip_lead(sentence.text)
+        match = _BECAUSE.match(text)
+        if match is None or not understandable(sentence, max_words=45) or text.count(" because ") > 1:
+            continue
+        effect, cause_given = match["effect"].strip(), clip(match["cause"].rstrip("."), 16)
+        first = effect.split()[0].lower()
+        if (
+            first in POINTERS
+            or not _CLAUSE.search(effect)
+            or len(cause_given.split()) < 2
+            or re.search(r"\b(?:not|is|are|was)$", effect)
+        ):
+            continue
+        if cause_given.split()[0].lower() in _VAGUE | {"they", "we"} or "due to" in effect:
+            continue
+        questions = (
+            f"Which reason does {ARTICLE} give for this: '{effect}'?",
+            f"According to {ARTICLE}, why is it so that '{effect}'?",
+            f"In {ARTICLE}, what explains the following? {effect}.",
+        )
+        conclusion = f"So the reason is {cause_given}."
+        found.append(Candidate("cause", questions, cause_given, sentence, conclusion, 0.8, (cause_given,)))
+    return found
+
+
+def consequence(passage: Passage) -> list[Candidate]:
+    """`Y leads to X`: what does?"""
+    found = []
+    for sentence in passage.sentences:
+        text = strip_lead(sentence.text)
+        match = _LEADS.match(text)
+        if match is None or not understandable(sentence, max_words=35):
+            continue
+        cause_given, effect = noun_phrase(match["cause"], 10), match["effect"].rstrip(".")
+        if not cause_given or len(cause_given.split()) < 2 or not noun_phrase(effect, 12):
+            continue
+        lead = text[match.end("cause") : match.start("effect")].strip()
+        verb = "lead to" if lead.startswith("le") else "result in" if lead.startswith("res") else "cause"
+        verb = "give rise to" if lead.startswith("g") else verb
+        article = lead.split()[-1] if lead.split()[-1] in ("a", "an", "the") else ""
+        do = "do" if is_plural(cause_given) else "does"
+        cause_given = inside_sentence(cause_given, passage.text)
+        answer = f"{article} {effect}".strip()
+        questions = (
+            f"What {do} {cause_given} {verb}, according to {ARTICLE}?",
+            f"Which effect of {cause_given} does {ARTICLE} name?",
+            f"In {ARTICLE}, what follows from {cause_given}?",
+        )
+        conclusion = f"So the effect is {answer}."
+        found.append(Candidate("cause", questions, answer, sentence, conclusion, 0.8, (answer, effect)))
     return found

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from quasitile.reading.questions.candidate import Candidate, Passage
+from quasitile.reading.questions.choices import choice
+from quasitile.reading.questions.composition import composition
 from quasitile.reading.questions.conditions import condition
-from quasitile.reading.questions.facts import composition, property_value
-from quasitile.reading.questions.relations import cause, comparison
+from quasitile.reading.questions.properties import property_value
+from quasitile.reading.questions.relations import cause, comparison, consequence, reason
 from quasitile.reading.questions.terms import acronym, definition
 from quasitile.reading.questions.whole_sentences import any_cloze, any_summary, cloze, summary, true_false
 
@@ -21,8 +23,11 @@ RULES: dict[str, Rule] = {
     "composition": composition,
     "comparison": comparison,
     "cause": cause,
+    "reason": reason,
+    "consequence": consequence,
     "cloze": cloze,
     "true_false": true_false,
+    "choice": choice,
     "summary": summary,
 }
 

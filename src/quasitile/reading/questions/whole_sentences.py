@@ -8,8 +8,8 @@ from collections import Counter
 from quasitile.reading.formulae import find_formulae
 from quasitile.reading.quantities import Quantity
 from quasitile.reading.questions.candidate import ARTICLE, Candidate, Passage
-from quasitile.reading.questions.facts import quantity_answers
 from quasitile.reading.questions.phrases import understandable
+from quasitile.reading.questions.properties import quantity_answers
 from quasitile.reading.sentences import Sentence
 
 BLANK = "____"
@@ -18,6 +18,12 @@ MAX_FRAGMENT_WORDS = 40  # of a run of text without a full stop, which fallback 
 MAX_FRAGMENT_CHARACTERS = 300
 _TERM = re.compile(r"(?<![\w^/-])[A-Za-z][A-Za-z-]{5,}[a-z](?![\w^/-])")
 _ACRONYM = re.compile(r"(?<![\w^/-])[A-Z]{2,6}s?(?![\w^/-])")
+_SUMS_UP = re.compile(
+    r"\b(?:[Ii]n summary|[Ii]n conclusion|[Tt]o sum up|[Oo]verall|(?:results?|findings|data|analysis) (?:show|indicate|suggest|"
+    r"confirm|demonstrate|reveal)\w*|[Ww]e (?:find|found|show|showed|conclude|demonstrate)\w*)\b"
+)
+_INSTRUMENT = re.compile(r"[A-Z]{2,}\S*\s*$|\bV\s?$")
+_ADDRESS = re.compile(r"\b(?:USA|Germany|Japan|China|France|UK|Korea|Switzerland|Italy|Inc\.|Ltd|GmbH|Corporation)\b")
 # Words too common in scientific prose to be worth a blank.
 COMMON = frozenset([
     "however", "therefore", "because", "although", "between", "through", "without", "within", "during", "before", "further",
@@ -30,7 +36,7 @@ COMMON = frozenset([
     "compared", "figure", "section", "reported", "studies", "research", "authors", "addition", "general", "generally",
     "typically", "contains", "provide", "provides", "become", "becomes", "using", "called", "considered", "described",
     "discussed", "shown", "including", "depending", "related", "based", "mostly", "almost", "already", "always", "problem",
-    "simple",
+    "simple", "supplementary",
 ])  # fmt: skip
 
 
@@ -49,7 +55,7 @@ def any_cloze(passage: Passage) -> list[Candidate]:
     words = Counter(word.lower() for word in _TERM.findall(passage.text))
     found = []
     for sentence in map(_fragment, passage.sentences):
-        if sentence.num_words >= 4:
+        if sentence.num_words >= 4 and "|" not in sentence.text:
             found += _blank(passage, sentence, words, minimum=0.0)[:2]
     return sorted(found, key=lambda candidate: -candidate.quality)[:MAX_CLOZES]
 
@@ -70,6 +76,8 @@ def _blank(passage: Passage, sentence: Sentence, words: Counter[str], minimum: f
     found = []
     for quality, start, stop, quantity in sorted(spans, key=lambda span: (-span[0], span[1])):
         answer = text[start:stop]
+        if _ADDRESS.search(text[max(0, start - 60) : stop + 40]) or (minimum == 0.0 and "\\" in text):
+            continue
         if quality < minimum or text.lower().count(answer.lower()) != 1 or text[start - 1 : start] == "(":
             continue
         sentence_with_blank = text[:start] + BLANK + text[stop:]
@@ -89,9 +97,16 @@ def true_false(passage: Passage) -> list[Candidate]:
     found = []
     for sentence in passage.sentences:
         quantities = passage.quantities[sentence.start]
-        if len(quantities) != 1 or _num_numbers(sentence.text, quantities[0]) or not understandable(sentence, max_words=30):
+        if (
+            _ADDRESS.search(sentence.text)
+            or len(quantities) != 1
+            or _num_numbers(sentence.text, quantities[0])
+            or not understandable(sentence, max_words=30)
+        ):
             continue
         quantity = quantities[0]
+        if _INSTRUMENT.search(sentence.text[: quantity.start]):
+            continue
         other = _other_value(passage, quantity)
         true = len(found) % 2 == 1 or not other
         value = quantity.text if true else other
@@ -103,7 +118,17 @@ def true_false(passage: Passage) -> list[Candidate]:
         answer = "True" if true else "False"
         conclusion = f"So the value is {quantity.text} and the statement is {answer.lower()}."
         found.append(
-            Candidate("true_false", questions, answer, sentence, conclusion, 0.6, (answer, answer.lower()), supported=False)
+            Candidate(
+                "true_false",
+                questions,
+                answer,
+                sentence,
+                conclusion,
+                0.64,
+                (answer, answer.lower()),
+                supported=False,
+                asked_for=quantity.text,
+            )
         )
     return found
 
@@ -129,14 +154,19 @@ def _other_value(passage: Passage, quantity: Quantity) -> str:
 
 
 def summary(passage: Passage) -> list[Candidate]:
-    """The section's main statement: the sentence whose words recur most in the section."""
+    """The section's main statement: a sentence that says it sums up, or any of an abstract or a conclusion."""
     usable = [sentence for sentence in passage.sentences if understandable(sentence, max_words=32)]
-    return [_summary(passage, usable, 0.5)] if usable else []
+    if passage.type not in ("abstract", "conclusion"):
+        usable = [sentence for sentence in usable if _SUMS_UP.search(sentence.text)]
+    whole = not re.search(r"\(part \d+\)$", passage.title) and len(passage.sentences) >= 3
+    return [_summary(passage, usable, 0.5)] if whole and usable else []
 
 
 def any_summary(passage: Passage) -> list[Candidate]:
     """The same, from whatever sentences there are."""
     usable = [sentence for sentence in map(_fragment, passage.sentences) if sentence.num_words >= 3]
+    plain = [sentence for sentence in usable if not re.search(r"[|=]|Copyright|^Fig", sentence.text)]
+    usable = [sentence for sentence in plain if understandable(sentence)] or plain or usable
     return [_summary(passage, usable, 0.2)] if usable else []
 
 
@@ -160,6 +190,6 @@ def _summary(passage: Passage, usable: list[Sentence], quality: float) -> Candid
     questions = (
         f"What is the main statement of the section '{passage.title}' of {ARTICLE}?",
         f"Sum up the section '{passage.title}' of {ARTICLE} in one sentence.",
-        f"What does {ARTICLE} say in its section '{passage.title}'?",
+        f"Which sentence sums up the section '{passage.title}' of {ARTICLE}?",
     )
     return Candidate("summary", questions, best.text, best, "So this is the section's main statement.", quality, (best.text,))
