@@ -22,8 +22,8 @@ from quasitile.codec.machine import codes_of
 from quasitile.codec.matrix import decode_matrix
 from quasitile.codec.packing import pack, unpack
 from quasitile.codec.structure import Structure
-from quasitile.codec.trellis import search
-from quasitile.runtime.rank_block import RankBlock
+from quasitile.codec.trellis import RATE_WEIGHT, search
+from quasitile.runtime.rank_block import RankBlock, straight_through
 
 REMAINDER_UNITS = 254  # in a rounding step; 126 of them are just below a half
 
@@ -200,7 +200,7 @@ class TiledMatrix(nn.Module):
 
 
 def to_path(blocks: list[Block], tiling: Tiling, num_states: int) -> None:
-    """Move residual codes that training has moved off the trellis to the nearest path through it, in place."""
+    """Move residual codes that training has moved off the trellis to a near path through it that costs few bits, in place."""
     try:
         for block in blocks:
             assert block.residual is not None
@@ -212,7 +212,7 @@ def to_path(blocks: list[Block], tiling: Tiling, num_states: int) -> None:
             assert block.remainders is not None
             beside = block.remainders[-block.residual.numel() :].view_as(block.residual)
             wanted[tile.rows, tile.columns] = block.residual + beside
-        points, _ = search(wanted, None, tiling, 2.0, num_states, rate_weight=0.0)
+        points, _ = search(wanted, None, tiling, 2.0, num_states, RATE_WEIGHT)
         for tile, block in zip(tiling.tiles, blocks, strict=True):
             assert block.remainders is not None
             block.residual = points[tile.rows, tile.columns].float()
@@ -225,13 +225,21 @@ def assemble(tiling: Tiling, blocks: list[RankBlock]) -> Tensor:
 
     Works for tilings whose tiles form row bands, which all of `quasitile.codec.tiling` do.
     """
+    if all(block.entries_only for block in blocks):  # rounded as a whole: a few large operations instead of many small ones
+        entries = joined(tiling, [block.residual for block in blocks if block.residual is not None])
+        return straight_through(entries) * blocks[0].residual_step
+    return joined(tiling, [block() for block in blocks])
+
+
+def joined(tiling: Tiling, parts: list[Tensor]) -> Tensor:
+    """Tiles (P, Q) in the order of a tiling as one matrix (M, N)."""
     bands: list[list[Tensor]] = []
     top = -1
-    for tile, block in zip(tiling.tiles, blocks, strict=True):
+    for tile, part in zip(tiling.tiles, parts, strict=True):
         if tile.row_start != top:
             bands.append([])
             top = tile.row_start
-        bands[-1].append(block())
+        bands[-1].append(part)
     return torch.cat([torch.cat(band, dim=1) for band in bands])
 
 

@@ -58,6 +58,7 @@ class QuasitileQuantizer(HfQuantizer):
 
     requires_calibration = True
     is_trainable = True  # pyright: ignore[reportAssignmentType]
+    is_qat_trainable = True  # pyright: ignore[reportAssignmentType]  # straight through the rounding, also by Trainer
 
     def _process_model_before_weight_loading(self, model: nn.Module, checkpoint_files: Any = None, **_: Any) -> None:
         verify_checksums(checkpoint_files or [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,12 @@ class RankBlock(nn.Module):
         self.right = nn.Parameter(block.right.clone())
         self.gain = nn.Parameter(torch.zeros_like(block.scale))  # logarithm of what training does to the scale
         self.register_buffer("scale", block.scale.clone(), persistent=False)
+        self.cut_offs = nn.ModuleList()  # of left and right, where they are learned (`quasitile.align.cutoffs`)
+
+    @property
+    def entries_only(self) -> bool:
+        """Whether the tile is its residual, entry by entry: no factors and no transform."""
+        return self.residual is not None and not self.left.numel() and self.transforms[1] == "identity"
 
     def scaled(self) -> Tensor:
         """The components' scales as they are stored, in bf16; gradients pass through."""
@@ -40,12 +47,18 @@ class RankBlock(nn.Module):
         """What is measured in rounding steps and trained: factors, residual, or both."""
         return [p for p in (self.left, self.right, self.residual) if p is not None and p.numel()]
 
+    def _gate(self, side: int) -> Any:
+        return self.cut_offs[side]
+
     def rounded(self) -> Block:
         """The block with whole coefficients; gradients pass through the rounding."""
         residual = None if self.residual is None else straight_through(self.residual)
+        left, right = straight_through(self.left), straight_through(self.right)
+        if len(self.cut_offs):
+            left, right = left * self._gate(0).gates(), right * self._gate(1).gates()
         return Block(
-            straight_through(self.left),
-            straight_through(self.right),
+            left,
+            right,
             self.scaled(),
             residual=residual,
             residual_step=self.residual_step,
@@ -55,6 +68,8 @@ class RankBlock(nn.Module):
         """The block as it would be stored now, with all steps `coarser` times as large."""
         root = coarser**0.5
         left, right = self.left.detach() / root, self.right.detach() / root
+        if len(self.cut_offs):
+            left, right = left * self._gate(0).kept(), right * self._gate(1).kept()
         residual = None if self.residual is None else self.residual.detach() / coarser
         exact = Block(left, right, self.scaled().detach() * coarser, None, residual, self.residual_step * coarser)
         rounded = replace(
