@@ -28,7 +28,7 @@ from quasitile.folders import Stage, read_json, stage_folder
 from quasitile.progress import Meter, say
 from quasitile.runtime import is_compressed, load_trainable, save_model, tiled_matrices
 
-PRICE_CHECKS = 16  # times that the size is measured during a run
+PRICE_CHECKS, PRICE_STEPS = 16, 10  # times that the size is measured during a run; never more often than that
 
 
 def align(
@@ -128,14 +128,18 @@ class Run:
         self.before = held_out_nats(student, teacher.windows[self.held_out]) - self.teacher_nats
         self.optimizer = make_trainable(student, settings)
         matrices = list(tiled_matrices(student).values())
-        self.price = BitPrice(matrices, limit_bytes, self.before) if settings.price_bits or settings.cut_offs else None
+        priced = settings.price_bits or settings.cut_offs
+        # A path through a trellis has to be searched for before its size is known, which takes longer than a step.
+        priced &= all(matrix.num_states == 1 for matrix in matrices)
+        self.price = BitPrice(matrices, limit_bytes, self.before) if priced else None
         generator = torch.Generator().manual_seed(settings.seed)
         num_windows = len(teacher.windows) - settings.held_out_windows
         epochs = settings.num_steps * settings.batch_size // num_windows + 1
         order = torch.cat([torch.randperm(num_windows, generator=generator) for _ in range(epochs)])
         self.order = (order + settings.held_out_windows).tolist()
         if settings.checkpointing:
-            student.gradient_checkpointing_enable({"use_reentrant": False})
+            newer = getattr(student, "activation_checkpointing_enable", None)  # the older name goes away
+            (newer or student.gradient_checkpointing_enable)({"use_reentrant": False})
 
     def train(self, stage: Stage, purpose: dict[str, object] | None) -> None:
         """All steps; from the last state on where a purpose says that states are kept."""
@@ -175,7 +179,7 @@ class Run:
         settings, price = self.settings, self.price
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * rate_factor(step / settings.num_steps)
-        if price is not None and step and step % max(1, settings.num_steps // PRICE_CHECKS) == 0:
+        if price is not None and step and step % max(PRICE_STEPS, settings.num_steps // PRICE_CHECKS) == 0:
             price.follow()
         rows = self.order[step * settings.batch_size : (step + 1) * settings.batch_size]
         self.optimizer.zero_grad(set_to_none=True)

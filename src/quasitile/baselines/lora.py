@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -42,7 +45,26 @@ def add_lora(model: Any, rank: int, alpha: float, seed: int) -> Any:
     config = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=names, lora_dropout=0.0, bias="none")
     config._register_custom_module({TiledLinear: adapter_class()})
     torch.manual_seed(seed)
-    return peft.get_peft_model(model, config)
+    with known_layers():
+        return peft.get_peft_model(model, config)
+
+
+def open_lora(model: Any, folder: str) -> Any:
+    """The model with an adapter that PEFT saved."""
+    peft = optional("peft")
+    config = peft.PeftConfig.from_pretrained(folder)
+    config._register_custom_module({TiledLinear: adapter_class()})
+    with known_layers():
+        return peft.PeftModel.from_pretrained(model, folder, config=config).eval()
+
+
+@contextmanager
+def known_layers() -> Iterator[None]:
+    """PEFT warns of layers that are not its own, although it asked for their class; and of Transformers' changing names."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Unsupported layer type", UserWarning)
+        warnings.filterwarnings("ignore", ".*deprecated", FutureWarning)
+        yield
 
 
 @cache

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from quasitile.adapt.curriculum import Lesson, read_lessons, spread
 from quasitile.adapt.examples import IGNORED, answer_tokens, padded
 from quasitile.adapt.reader import pad_of
-from quasitile.baselines.lora import adapter_class, add_lora, optional
+from quasitile.baselines.lora import add_lora, known_layers, open_lora, optional
 from quasitile.checkpoint import stored_bytes
 from quasitile.compress.refit import pack_within
 from quasitile.errors import InputError
 from quasitile.folders import stage_folder
-from quasitile.runtime import TiledLinear, is_compressed, load_model, load_trainable, save_model, tiled_matrices
+from quasitile.runtime import is_compressed, load_model, load_trainable, save_model, tiled_matrices
 from quasitile.settings import Settings
 
 Row = tuple[list[int], list[int]]
@@ -79,9 +79,9 @@ def tune(model: str | Path, reading: str | Path, out: str | Path, settings: Tune
         else:
             loaded.save_pretrained(stage.path)
             tokenizer.save_pretrained(stage.path)
-        added = stored_bytes(stage.path) if any(stage.path.glob("*.safetensors")) else 0
+        beside = stored_bytes(Path(model)) if settings.train == "lora" else 0  # an adapter is stored beside its model
         stage.summary |= {
-            "stored_bytes": added + (stored_bytes(Path(model)) if settings.train == "lora" else 0),
+            "stored_bytes": beside + sum(path.stat().st_size for path in stage.path.glob("*.safetensors")),
             "num_steps": settings.num_steps,
             "num_tokens": num_tokens,
             "train_seconds": round(seconds, 2),
@@ -125,7 +125,8 @@ def train(model: Any, tokenizer: Any, lessons: list[Lesson], settings: TuneSetti
         )
         trainer.remove_callback(transformers.PrinterCallback)
         started = time.monotonic()
-        trainer.train()
+        with known_layers():
+            trainer.train()
         seconds = time.monotonic() - started
     if compressed and settings.train == "full":
         for parameter in model.parameters():
@@ -190,7 +191,4 @@ def load_tuned(folder: str | Path, model: str | Path) -> tuple[Any, Any]:
     if not (Path(folder) / "adapter_config.json").is_file():
         return load_model(folder)
     base, tokenizer = load_model(model)
-    peft = optional("peft")
-    config = peft.PeftConfig.from_pretrained(str(folder))
-    config._register_custom_module({TiledLinear: adapter_class()})
-    return peft.PeftModel.from_pretrained(base, str(folder), config=config).eval(), tokenizer
+    return open_lora(base, str(folder)), tokenizer
