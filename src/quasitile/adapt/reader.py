@@ -91,12 +91,19 @@ class Reader:
         return [[values.detach().clone() for values in block.coefficients()] for block in self.blocks]
 
     @torch.no_grad()
-    def restore(self, saved: list[list[Tensor]]) -> None:
-        """Put coefficients back to what they were; the optimiser forgets, or its momentum would take the same way again."""
+    def restore(self, saved: list[list[Tensor]], share: float = 0.0) -> None:
+        """Put coefficients back to what they were.
+
+        Args:
+            saved: As `snapshot` gave them.
+            share: Of what has been learned since that is kept. Where that is nothing, the optimiser forgets too, or its
+                momentum would take the same way again.
+        """
         for block, before in zip(self.blocks, saved, strict=True):
             for values, old in zip(block.coefficients(), before, strict=True):
-                values.copy_(old)
-        self.optimizer.state.clear()
+                values.copy_(torch.lerp(old, values, share))
+        if not share:
+            self.optimizer.state.clear()
 
 
 def open_reader(model: str | Path, teacher: str | Path | None, text: str | Path, settings: AdaptSettings) -> Reader:

@@ -18,9 +18,7 @@ class AdaptSettings(Settings):
     rounds: int = Field(default=1, ge=1, description="times the corpus is read from the first section to the last")
     steps_per_section: int = Field(default=4, ge=1)
     max_sections: int = Field(default=0, ge=0, description="read only so many, evenly spread; 0 for all")
-    trains: Literal[*PARTS] = Field(
-        default="all", description="of a block: everything, the spectra of its factors, or its residual"
-    )  # type: ignore[valid-type]
+    trains: Literal[*PARTS] = Field(default="all", description="of a block: also only its factors' spectra or its residual")  # type: ignore[valid-type]
     num_asked: int = Field(default=3, ge=0, description="questions the model is asked before it is taught a section")
     num_questions: int = Field(default=16, ge=1, description="of the section in a gradient step, all phrasings counted")
     num_revisited: int = Field(default=16, ge=0, description="of earlier sections in a gradient step")

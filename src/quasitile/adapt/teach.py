@@ -14,7 +14,7 @@ from quasitile.align.losses import language_model_nats, logit_kl
 from quasitile.align.steps import half_precision, not_finite
 from quasitile.runtime import held_weights
 
-LOSSES = ("loss_nats", "text_nats", "replay_nats", "guidance_nats")
+LOSSES: tuple[str, ...] = ("loss_nats", "text_nats", "replay_nats", "guidance_nats")
 
 
 def teach(

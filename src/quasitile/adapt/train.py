@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from quasitile.adapt.curriculum import Lesson, Record, Visit, read_lessons, spread, visits
 from quasitile.adapt.reader import Reader, open_reader, prepare
 from quasitile.adapt.settings import AdaptSettings
@@ -18,6 +20,8 @@ from quasitile.evaluate.answers import answer_report, ask
 from quasitile.folders import Stage, read_json, stage_folder, write_jsonl
 from quasitile.progress import say, track
 from quasitile.runtime import is_compressed, save_model, tiled_matrices
+
+LEAST_SHARE = 0.25  # of what a section taught, below which it is undone
 
 
 def adapt(
@@ -35,7 +39,8 @@ def adapt(
     gradient steps on the blocks that matter for this section, on its questions in several
     phrasings, on questions of earlier sections, on its text, and on replayed general text; then what
     it still answers wrongly is asked and taught again (`follow_ups`); then the general loss is looked
-    at, and the section undone if it rose by more than the gate allows.
+    at, and where it rose by more than the gate allows, half of the section's changes are taken back, and half
+    of the rest, and at last all of them.
 
     Args:
         model: A compressed model folder, aligned or not.
@@ -119,13 +124,7 @@ class Course:
         earlier = list(self.taught.values())
         losses = self.teach(lesson, earlier, visit.num_steps)
         followed = self.follow_up(visit, asked, earlier)
-        now = held_out_nats(reader.model, reader.watched)
-        undone = costs_too_much(now, self.general, self.before, settings)
-        if undone:
-            reader.restore(saved)
-            self.num_undone += 1
-        else:
-            self.general = now
+        cost, kept = self.hold_back(saved)
         self.taught |= {record["metadata"]["id"]: record for record in lesson.records}
         seconds = time.monotonic() - self.started
         return {
@@ -138,13 +137,35 @@ class Course:
             **losses,
             "asked": answer_report(rows) if rows else None,
             "followed_up": followed,
-            "general_nats": now,
-            "undone": undone,
+            "general_nats": cost,
+            "kept_share": kept,
+            "undone": not kept,
             "num_blocks_trained": len(chosen),
             "num_blocks": len(reader.blocks),
             "tokens_per_second": round(self.num_tokens / max(seconds, 1e-9), 1),
             "seconds": round(seconds, 2),
         }
+
+    def hold_back(self, saved: list[list[Tensor]]) -> tuple[float, float]:
+        """The gate: keep all of what a section taught, or as much of it as general loss allows, or nothing.
+
+        Args:
+            saved: The coefficients before the section.
+
+        Returns:
+            General loss after all of it, and the share that was kept.
+        """
+        reader, share = self.reader, 1.0
+        cost = now = held_out_nats(reader.model, reader.watched)
+        while costs_too_much(now, self.general, self.before, reader.settings):
+            share = share / 2 if share > LEAST_SHARE else 0.0
+            reader.restore(saved, 0.5 if share else 0.0)
+            if not share:
+                self.num_undone += 1
+                return cost, 0.0
+            now = held_out_nats(reader.model, reader.watched)
+        self.general = now
+        return cost, share
 
     def ask(self, records: list[Record], visit: Visit, follow_up: int) -> list[dict[str, Any]]:
         """Let the model answer, and log what it says."""

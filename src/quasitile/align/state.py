@@ -56,7 +56,7 @@ class State:
     def restore(self) -> dict[str, Any]:
         """Put back what was kept; the values given to `save`, with `step` 0 where nothing was."""
         point = self.folder / POINT
-        found = read_json(point) if point.is_file() else {"step": 0}
+        found: dict[str, Any] = read_json(point) if point.is_file() else {"step": 0}
         path = self.folder / found.get("file", "none")
         if not path.is_file() or checksum(path) != found["sha256"]:
             found = {"step": 0}

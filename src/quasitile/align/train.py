@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +141,7 @@ class Run:
             newer = getattr(student, "activation_checkpointing_enable", None)  # the older name goes away
             (newer or student.gradient_checkpointing_enable)({"use_reentrant": False})
 
-    def train(self, stage: Stage, purpose: dict[str, object] | None) -> None:
+    def train(self, stage: Stage, purpose: Mapping[str, object] | None) -> None:
         """All steps; from the last state on where a purpose says that states are kept."""
         settings = self.settings
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
