@@ -21,8 +21,8 @@ from quasitile.align.losses import hidden_error
 from quasitile.align.settings import AlignSettings
 from quasitile.align.steps import half_precision, not_finite, rate_factor
 from quasitile.align.teacher import Teacher
-from quasitile.compress.stack import find_stack
 from quasitile.compress.refit import pack_within
+from quasitile.compress.stack import find_stack
 from quasitile.compress.states import StateWriter, read_states
 from quasitile.progress import Meter
 from quasitile.runtime import tiled_matrices
