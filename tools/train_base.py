@@ -222,9 +222,7 @@ ARCHITECTURES = {
     "qwen3": (Qwen3Config, GROUPED, "grouped queries (2 key-value heads) with norms, feed-forward 704"),
     "gpt2": (
         GPT2Config,
-        SHARED
-        | {"n_embd": 256, "n_head": 4, "n_inner": 896}
-        | {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+        SHARED | {"n_embd": 256, "n_head": 4, "n_inner": 896} | {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
         "learned positions, biases, layer norms, feed-forward 896 with GELU",
     ),
 }

@@ -5,8 +5,8 @@ Importing the package registers its quantiser with Transformers, after which
 """
 
 from quasitile.adapt import AdaptSettings, adapt
-from quasitile.align import AlignSettings, align
-from quasitile.baselines import BaselineSettings, baseline
+from quasitile.align import AlignSettings, RecordSettings, align, record
+from quasitile.baselines import BaselineSettings, TuneSettings, baseline, tune
 from quasitile.compress import CompressSettings, InspectSettings, SampleSettings, compress, inspect, sample
 from quasitile.errors import InputError
 from quasitile.evaluate import EvaluateSettings, evaluate
@@ -32,7 +32,9 @@ __all__ = [
     "InspectSettings",
     "ReadSettings",
     "Recipe",
+    "RecordSettings",
     "SampleSettings",
+    "TuneSettings",
     "__version__",
     "adapt",
     "align",
@@ -48,8 +50,10 @@ __all__ = [
     "load_model",
     "load_recipe",
     "read",
+    "record",
     "report",
     "run",
     "sample",
     "set_execution",
+    "tune",
 ]

@@ -99,10 +99,20 @@ def compress(
 
 
 @app.command()
+def record(model: str, out: Out, text: Text, changes: Set = None) -> None:
+    """Keep the original's hidden states and likeliest next tokens on disk, for `align` without the original."""
+    show(quasitile.record(model, out, text=text, settings=settings_of(quasitile.RecordSettings, changes)))
+
+
+@app.command()
 def align(
-    model: str, out: Out, teacher: Annotated[str, typer.Option(help="The original model.")], text: Text, changes: Set = None
+    model: str,
+    out: Out,
+    teacher: Annotated[str, typer.Option(help="The original model, or what `record` kept of it.")],
+    text: Text,
+    changes: Set = None,
 ) -> None:
-    """Train the blocks to reproduce the original's hidden states and predictions."""
+    """Train the blocks to reproduce the original's hidden states and predictions; continues where it was killed."""
     show(quasitile.align(model, out, teacher=teacher, text=text, settings=settings_of(quasitile.AlignSettings, changes)))
 
 
@@ -145,6 +155,12 @@ def adapt(
     """Learn section by section, on the blocks that matter for each."""
     settings = settings_of(quasitile.AdaptSettings, changes)
     show(quasitile.adapt(model, reading, out, teacher=teacher, text=text, settings=settings))
+
+
+@app.command()
+def tune(model: str, reading: Path, out: Out, changes: Set = None) -> None:
+    """What `adapt` is compared with: LoRA, one pass over all questions or the raw text, full fine-tuning."""
+    show(quasitile.tune(model, reading, out, settings_of(quasitile.TuneSettings, changes)))
 
 
 @app.command()

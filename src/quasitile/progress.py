@@ -67,3 +67,46 @@ def human_bytes(num_bytes: float) -> str:
             return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.2f} {unit}"
         num_bytes /= 1000
     raise AssertionError("unreachable")
+
+
+class Meter:
+    """Progress of a training run: steps, time left, and what `advance` says of the last step.
+
+    On a terminal a bar, elsewhere a line every tenth of the way.
+
+    Args:
+        description: Of the work.
+        total: Steps.
+        done: Of them when it begins.
+    """
+
+    def __init__(self, description: str, total: int, done: int = 0) -> None:
+        self.description, self.total, self.first, self.done = description, total, done, done
+        self.started = time.monotonic()
+        self._bar: Progress | None = None
+        if console.is_terminal and not _state["quiet"]:
+            columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, console=console)
+            self._task = self._bar.add_task(description, total=total, completed=done)
+
+    def __enter__(self) -> Meter:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance(self, text: str) -> None:
+        """A step is done.
+
+        Args:
+            text: What there is to say of it.
+        """
+        self.done += 1
+        if self._bar is not None:
+            self._bar.update(self._task, advance=1, description=f"{self.description}: {text}")
+        elif self.done == self.total or self.done % max(1, self.total // 10) == 0:
+            left = (time.monotonic() - self.started) / (self.done - self.first) * (self.total - self.done)
+            say(f"  {self.description}, {self.done} of {self.total}: {text}, {left:.0f} s left")

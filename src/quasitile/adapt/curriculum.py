@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,13 +60,63 @@ def spread(lessons: list[Lesson], count: int) -> list[Lesson]:
     return [lessons[i * len(lessons) // count] for i in range(count)]
 
 
-def shuffled(lessons: list[Lesson], rng: random.Random) -> list[Lesson]:
+@dataclass(frozen=True)
+class Visit:
+    """A section is read once: with how many gradient steps, and in which round over the corpus."""
+
+    lesson: Lesson
+    num_steps: int
+    number: int = 0
+
+
+# How hard a section is for the model as it stands, in nats a token of its answers.
+Difficulty = Callable[[Lesson], float]
+
+
+def in_order(lessons: list[Lesson], rng: random.Random, difficulty: Difficulty) -> list[Lesson]:
+    """Documents in order, and sections in order inside a document."""
+    return lessons
+
+
+def backwards(lessons: list[Lesson], rng: random.Random, difficulty: Difficulty) -> list[Lesson]:
+    """From the last section of the last document to the first of the first."""
+    return lessons[::-1]
+
+
+def shuffled(lessons: list[Lesson], rng: random.Random, difficulty: Difficulty) -> list[Lesson]:
     """A random order of sections over all documents."""
     return rng.sample(lessons, len(lessons))
 
 
-ORDERS: dict[str, Callable[[list[Lesson], random.Random], list[Lesson]]] = {
-    "reading": lambda lessons, rng: lessons,
-    "reversed": lambda lessons, rng: lessons[::-1],
+def easy_first(lessons: list[Lesson], rng: random.Random, difficulty: Difficulty) -> list[Lesson]:
+    """By what the model already makes of each section's questions, the best known first."""
+    return sorted(lessons, key=difficulty)
+
+
+ORDERS: dict[str, Callable[[list[Lesson], random.Random, Difficulty], list[Lesson]]] = {
+    "reading": in_order,
+    "reversed": backwards,
     "shuffled": shuffled,
+    "easy first": easy_first,
+    "cyclic": in_order,
 }
+
+
+def visits(
+    order: str, lessons: list[Lesson], num_rounds: int, num_steps: int, rng: random.Random, difficulty: Difficulty
+) -> Iterator[Visit]:
+    """What is read when. Each round is ordered when it begins, so that difficulty is that of the model by then.
+
+    Args:
+        order: One of `ORDERS`. `cyclic` goes through the corpus once for every gradient step of a section, in place of
+            taking all of them at once.
+        lessons: The corpus in reading order.
+        num_rounds: Times it is read.
+        num_steps: Gradient steps a section and round.
+        rng: For `shuffled`.
+        difficulty: For `easy first`.
+    """
+    cycles, steps = (num_steps, 1) if order == "cyclic" else (1, num_steps)
+    for number in range(num_rounds * cycles):
+        for lesson in ORDERS[order](lessons, rng, difficulty):
+            yield Visit(lesson, steps, number)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 IGNORED = -100
 
@@ -42,3 +43,8 @@ def padded(rows: list[tuple[list[int], list[int]]], pad: int, limit: int) -> tup
         labels[i, :count] = torch.tensor(wanted[:count])
         mask[i, :count] = 1
     return tokens, mask, labels
+
+
+def answer_loss(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
+    """Cross-entropy of the labelled tokens, each predicted at the place before it, in nats a token."""
+    return cross_entropy(logits_BTV[:, :-1].float().flatten(0, 1), labels_BT[:, 1:].flatten(), ignore_index=IGNORED)

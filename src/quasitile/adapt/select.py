@@ -17,11 +17,17 @@ from quasitile.runtime import TiledMatrix, coded_parameters
 from quasitile.runtime.linear import RankBlock
 
 Usage = list[float]
+PARTS = ("all", "spectral", "residual")
 
 
 def rank_blocks(model: nn.Module) -> list[RankBlock]:
     """All blocks with something to train, in a fixed order."""
     return [block for m in model.modules() if isinstance(m, TiledMatrix) for block in m.rank_blocks() if block.coefficients()]
+
+
+def learning_parts(block: RankBlock, part: str) -> list[nn.Parameter]:
+    """What of a block may learn, by a name in `PARTS`: `spectral` are the coefficients of its factors (paper 3.3)."""
+    return [values for values in block.coefficients() if part == "all" or (values is block.residual) == (part == "residual")]
 
 
 @torch.no_grad()
@@ -67,8 +73,30 @@ def usage(model: Any, tokens: Tensor) -> dict[RankBlock, float]:
     return found
 
 
-def by_usage(blocks: list[RankBlock], here: Usage, background: Usage, count: int, rng: random.Random) -> list[RankBlock]:
-    """Those that the section uses most, relative to background text."""
+@torch.enable_grad()
+def gradient_powers(model: Any, loss: Callable[[], Tensor]) -> dict[RankBlock, float]:
+    """Mean square of the gradient at each block's coefficients.
+
+    Args:
+        model: With trainable blocks; their gradients are cleared.
+        loss: Of a text or of questions.
+    """
+    blocks = rank_blocks(model)
+    for block in blocks:
+        for values in block.coefficients():
+            values.requires_grad_(True).grad = None
+    loss().backward()
+    found = {}
+    for block in blocks:
+        grads = [values.grad for values in block.coefficients() if values.grad is not None]
+        found[block] = float(sum(grad.square().sum() for grad in grads)) / max(1, sum(grad.numel() for grad in grads))
+        for values in block.coefficients():
+            values.grad = None
+    return found
+
+
+def by_ratio(blocks: list[RankBlock], here: Usage, background: Usage, count: int, rng: random.Random) -> list[RankBlock]:
+    """Those that count most for the section, relative to background text."""
     ratio = [used / max(usual, 1e-30) for used, usual in zip(here, background, strict=True)]
     order = sorted(range(len(blocks)), key=lambda i: -ratio[i])
     return [blocks[i] for i in order[:count]]
@@ -84,8 +112,17 @@ def every(blocks: list[RankBlock], here: Usage, background: Usage, count: int, r
     return blocks
 
 
+def nothing(blocks: list[RankBlock], here: Usage, background: Usage, count: int, rng: random.Random) -> list[RankBlock]:
+    """None: the model is asked and learns nothing, the other control."""
+    return []
+
+
+# By `usage` and by `gradient` differ in what is measured of the section and of background text: see `Reader.weigh`.
 SELECTIONS: dict[str, Callable[[list[RankBlock], Usage, Usage, int, random.Random], list[RankBlock]]] = {
-    "usage": by_usage,
+    "usage": by_ratio,
+    "gradient": by_ratio,
     "random": at_random,
     "all": every,
+    "none": nothing,
 }
+MEASURED = ("usage", "gradient")

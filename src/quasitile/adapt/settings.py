@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from quasitile.adapt.curriculum import ORDERS
-from quasitile.adapt.select import SELECTIONS
+from quasitile.adapt.select import PARTS, SELECTIONS
 from quasitile.settings import Settings
 
 
@@ -18,6 +18,7 @@ class AdaptSettings(Settings):
     rounds: int = Field(default=1, ge=1, description="times the corpus is read from the first section to the last")
     steps_per_section: int = Field(default=4, ge=1)
     max_sections: int = Field(default=0, ge=0, description="read only so many, evenly spread; 0 for all")
+    trains: Literal[*PARTS] = Field(default="all", description="of a block: also only its factors' spectra or its residual")  # type: ignore[valid-type]
     num_asked: int = Field(default=3, ge=0, description="questions the model is asked before it is taught a section")
     num_questions: int = Field(default=16, ge=1, description="of the section in a gradient step, all phrasings counted")
     num_revisited: int = Field(default=16, ge=0, description="of earlier sections in a gradient step")
@@ -38,5 +39,12 @@ class AdaptSettings(Settings):
         default=0.1, gt=0, description="what the whole reading may cost; replay weighs more the more is used up"
     )
     gate_windows: int = Field(default=8, ge=1, description="of general text that the gate watches")
+    follow_ups: int = Field(
+        default=0, ge=0, description="rounds in which answers that are still wrong are asked again and taught alone"
+    )
+    guidance_weight: float = Field(
+        default=0.0, ge=0, description="of staying close to the teacher that has the section before it when it answers"
+    )
+    guidance_tokens: int = Field(default=384, ge=2, description="of the section that the teacher sees")
     max_new_tokens: int = Field(default=24, ge=1)
     seed: int = 0

@@ -2,47 +2,26 @@
 
 from __future__ import annotations
 
-import random
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
-from quasitile.adapt.curriculum import ORDERS, Lesson, Record, read_lessons, spread
-from quasitile.adapt.examples import IGNORED, answer_tokens, padded
-from quasitile.adapt.select import SELECTIONS, rank_blocks, usage
+from quasitile.adapt.curriculum import Lesson, Record, Visit, read_lessons, spread, visits
+from quasitile.adapt.reader import Reader, open_reader, prepare
 from quasitile.adapt.settings import AdaptSettings
-from quasitile.align.losses import language_model_nats, logit_kl
-from quasitile.align.train import half_precision, held_out_nats
+from quasitile.adapt.teach import teach
+from quasitile.align.steps import batch_kept, held_out_nats
 from quasitile.checkpoint import stored_bytes
 from quasitile.compress.refit import pack_within
-from quasitile.compress.text import read_texts, token_windows
 from quasitile.errors import InputError
 from quasitile.evaluate.answers import answer_report, ask
-from quasitile.folders import read_json, stage_folder, write_jsonl
+from quasitile.folders import Stage, read_json, stage_folder, write_jsonl
 from quasitile.progress import say, track
-from quasitile.runtime import held_weights, is_compressed, load_model, load_trainable, save_model, tiled_matrices
-from quasitile.runtime.linear import RankBlock
+from quasitile.runtime import is_compressed, save_model, tiled_matrices
 
-
-@dataclass
-class Reader:
-    """The model that reads, with what it needs at every section."""
-
-    model: Any
-    tokenizer: Any
-    teacher: Any
-    replay: Tensor
-    watched: Tensor
-    settings: AdaptSettings
-    blocks: list[RankBlock]
-    background: dict[RankBlock, float]
-    optimizer: torch.optim.Optimizer
-    rng: random.Random
+LEAST_SHARE = 0.25  # of what a section taught, below which it is undone
 
 
 def adapt(
@@ -58,8 +37,10 @@ def adapt(
 
     For each section: the model is asked, and its answers, traces and scores are logged; then a few
     gradient steps on the blocks that matter for this section, on its questions in several
-    phrasings, on questions of earlier sections, on its text, and on replayed general text; then the
-    general loss is looked at, and the section undone if it rose by more than the gate allows.
+    phrasings, on questions of earlier sections, on its text, and on replayed general text; then what
+    it still answers wrongly is asked and taught again (`follow_ups`); then the general loss is looked
+    at, and where it rose by more than the gate allows, half of the section's changes are taken back, and half
+    of the rest, and at last all of them.
 
     Args:
         model: A compressed model folder, aligned or not.
@@ -74,7 +55,8 @@ def adapt(
         The summary.
 
     Raises:
-        InputError: A folder does not hold what is needed, or the loss is not finite.
+        InputError: A folder does not hold what is needed, or the loss is not finite; then its batch is
+            kept beside `out`.
     """
     settings = settings or AdaptSettings()
     if not is_compressed(model):
@@ -82,109 +64,138 @@ def adapt(
     lessons = spread(read_lessons(reading), settings.max_sections)
     reader = open_reader(model, teacher, text, settings)
     limit = sum(matrix.payload.numel() for matrix in tiled_matrices(reader.model).values())
-    num_undone, num_tokens, answers, step = 0, 0, [], 0
-    with stage_folder(out, "adapt", settings, settings.seed, model=model, reading=reading, teacher=teacher, text=text) as stage:
-        general = before = held_out_nats(reader.model, reader.watched)
-        prepare(reader)
-        started, taught = time.monotonic(), []
-        plan = [(number, lesson) for number in range(settings.rounds) for lesson in ORDERS[settings.order](lessons, reader.rng)]
-        for number, lesson in track(plan, "read section by section"):
-            asked = lesson.asked(settings.num_asked)
-            rows, _ = ask(reader.model, reader.tokenizer, asked, [None] * len(asked), max_new_tokens=settings.max_new_tokens)
-            answers += [{"step": step, "round": number, **row} for row in rows]
-            chosen = choose(reader, lesson)
-            saved = [[values.detach().clone() for values in block.coefficients()] for block in reader.blocks]
-            losses = teach(reader, lesson, taught, chosen, replay_pressure(general - before, settings.forget_nats))
-            num_tokens += int(losses.pop("tokens"))
-            step += settings.steps_per_section
-            now = held_out_nats(reader.model, reader.watched)
-            undone = costs_too_much(now, general, before, settings)
-            if undone:
-                restore(reader.blocks, saved)
-                reader.optimizer.state.clear()  # or its momentum would take the same way again
-                num_undone += 1
-            else:
-                general = now
-            taught += [] if number else lesson.records
-            stage.metric(
-                step=step,
-                document=lesson.document,
-                section=lesson.section,
-                section_title=lesson.title,
-                tokens=num_tokens,
-                **losses,
-                asked=answer_report(rows) if rows else None,
-                general_nats=now,
-                undone=undone,
-                num_blocks_trained=len(chosen),
-                num_blocks=len(reader.blocks),
-                seconds=round(time.monotonic() - started, 2),
-            )
+    inputs = {"model": model, "reading": reading, "teacher": teacher, "text": text}
+    with batch_kept(out), stage_folder(out, "adapt", settings, settings.seed, **inputs) as stage:
+        course = read_sections(reader, lessons, stage)
         factor = pack_within(reader.model, limit)
         after = held_out_nats(reader.model, reader.watched)
         save_model(reader.model, reader.tokenizer, stage.path)
-        write_jsonl(stage.path / "answers.jsonl", answers)
+        write_jsonl(stage.path / "answers.jsonl", course.answers)
         source = Path(model) / "summary.json"
         sizes = read_json(source) if source.is_file() else {}
         stage.summary |= {key: sizes[key] for key in ("original_bytes", "stored_parameters", "num_parameters") if key in sizes}
         stage.summary |= {
             "stored_bytes": stored_bytes(stage.path),
             "num_sections": len(lessons),
-            "num_steps": step,
-            "num_tokens": num_tokens,
-            "num_undone": num_undone,
-            "general_before_nats": before,
+            "num_steps": course.step,
+            "num_tokens": course.num_tokens,
+            "num_undone": course.num_undone,
+            "general_before_nats": course.before,
             "general_after_nats": after,
             "step_factor": factor,
         }
-    say(f"  {len(lessons)} sections read, {num_undone} undone; general loss {before:.3f} -> {after:.3f} nats a token")
+    say(
+        f"  {len(lessons)} sections read, {course.num_undone} undone; "
+        f"general loss {course.before:.3f} -> {after:.3f} nats a token"
+    )
     return stage.summary
 
 
-def open_reader(model: str | Path, teacher: str | Path | None, text: str | Path, settings: AdaptSettings) -> Reader:
-    """Load the models and the general text."""
-    student, tokenizer = load_trainable(model)
-    original = load_model(teacher)[0] if teacher is not None else None
-    windows = token_windows(tokenizer, read_texts(text), settings.replay_tokens, 10**9, settings.seed)
-    if len(windows) <= settings.gate_windows:
-        raise InputError(
-            f"{text} gives {len(windows)} windows of {settings.replay_tokens} tokens, the gate alone needs "
-            f"{settings.gate_windows}; give more text"
-        )
-    watched, replay = windows[: settings.gate_windows], windows[settings.gate_windows :]
-    placeholder = torch.optim.SGD([torch.zeros(1)], lr=1.0)
-    rng = random.Random(settings.seed)
-    return Reader(student, tokenizer, original, replay, watched, settings, [], {}, placeholder, rng)
-
-
-def prepare(reader: Reader) -> None:
-    """Make the blocks trainable and note how much background text uses each of them."""
-    for parameter in reader.model.parameters():
-        parameter.requires_grad_(False)
-    generator = torch.Generator().manual_seed(reader.settings.seed)
-    for matrix in tiled_matrices(reader.model).values():
-        matrix.make_trainable(generator, reader.settings.jitter)
-    reader.blocks = rank_blocks(reader.model)
-    reader.background = usage(reader.model, reader.watched)
-    parameters = [values for block in reader.blocks for values in block.coefficients()]
-    reader.optimizer = torch.optim.AdamW(
-        parameters, lr=reader.settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, foreach=True
-    )
-
-
-def choose(reader: Reader, lesson: Lesson) -> list[RankBlock]:
-    """Select the blocks that will learn from a section, and freeze the others."""
+def read_sections(reader: Reader, lessons: list[Lesson], stage: Stage) -> Course:
+    """Read all sections in the order of the curriculum."""
     settings = reader.settings
-    here = usage(reader.model, text_tokens(reader, lesson, settings.text_tokens))
-    count = max(1, round(settings.select_share * len(reader.blocks)))
-    select = SELECTIONS[settings.select]
-    used, usual = [here[b] for b in reader.blocks], [reader.background[b] for b in reader.blocks]
-    chosen = select(reader.blocks, used, usual, count, reader.rng)
-    kept = set(chosen)
-    for block in reader.blocks:
-        for values in block.coefficients():
-            values.requires_grad_(block in kept)
-    return chosen
+    course = Course(reader)
+    prepare(reader)
+    plan = visits(settings.order, lessons, settings.rounds, settings.steps_per_section, reader.rng, reader.difficulty)
+    cycles = settings.steps_per_section if settings.order == "cyclic" else 1
+    for visit in track(plan, "read section by section", len(lessons) * settings.rounds * cycles):
+        stage.metric(**course.read(visit))
+    return course
+
+
+class Course:
+    """A reading of the corpus, as far as it has come."""
+
+    def __init__(self, reader: Reader) -> None:
+        self.reader = reader
+        self.general = self.before = held_out_nats(reader.model, reader.watched)
+        self.answers: list[dict[str, Any]] = []
+        self.taught: dict[str, Record] = {}  # by their ids, in the order of reading
+        self.step = self.num_tokens = self.num_undone = 0
+        self.started = time.monotonic()
+
+    def read(self, visit: Visit) -> dict[str, Any]:
+        """Ask, teach, watch and undo; the line for `metrics.jsonl`."""
+        reader, settings, lesson = self.reader, self.reader.settings, visit.lesson
+        asked = lesson.asked(settings.num_asked)
+        rows = self.ask(asked, visit, 0)
+        chosen = reader.choose(lesson)
+        saved = reader.snapshot()
+        earlier = list(self.taught.values())
+        losses = self.teach(lesson, earlier, visit.num_steps)
+        followed = self.follow_up(visit, asked, earlier)
+        cost, kept = self.hold_back(saved)
+        self.taught |= {record["metadata"]["id"]: record for record in lesson.records}
+        seconds = time.monotonic() - self.started
+        return {
+            "step": self.step,
+            "round": visit.number,
+            "document": lesson.document,
+            "section": lesson.section,
+            "section_title": lesson.title,
+            "tokens": self.num_tokens,
+            **losses,
+            "asked": answer_report(rows) if rows else None,
+            "followed_up": followed,
+            "general_nats": cost,
+            "kept_share": kept,
+            "undone": not kept,
+            "num_blocks_trained": len(chosen),
+            "num_blocks": len(reader.blocks),
+            "tokens_per_second": round(self.num_tokens / max(seconds, 1e-9), 1),
+            "seconds": round(seconds, 2),
+        }
+
+    def hold_back(self, saved: list[list[Tensor]]) -> tuple[float, float]:
+        """The gate: keep all of what a section taught, or as much of it as general loss allows, or nothing.
+
+        Args:
+            saved: The coefficients before the section.
+
+        Returns:
+            General loss after all of it, and the share that was kept.
+        """
+        reader, share = self.reader, 1.0
+        cost = now = held_out_nats(reader.model, reader.watched)
+        while costs_too_much(now, self.general, self.before, reader.settings):
+            share = share / 2 if share > LEAST_SHARE else 0.0
+            reader.restore(saved, 0.5 if share else 0.0)
+            if not share:
+                self.num_undone += 1
+                return cost, 0.0
+            now = held_out_nats(reader.model, reader.watched)
+        self.general = now
+        return cost, share
+
+    def ask(self, records: list[Record], visit: Visit, follow_up: int) -> list[dict[str, Any]]:
+        """Let the model answer, and log what it says."""
+        settings, reader = self.reader.settings, self.reader
+        rows, _ = ask(reader.model, reader.tokenizer, records, [None] * len(records), max_new_tokens=settings.max_new_tokens)
+        self.answers += [{"step": self.step, "round": visit.number, "follow_up": follow_up, **row} for row in rows]
+        return rows
+
+    def teach(self, lesson: Lesson, earlier: list[Record], num_steps: int, own: list[Record] | None = None) -> dict[str, float]:
+        """Gradient steps, counted."""
+        settings = self.reader.settings
+        pressure = replay_pressure(self.general - self.before, settings.forget_nats)
+        losses = teach(self.reader, lesson, earlier, num_steps, pressure, own)
+        self.num_tokens += int(losses.pop("tokens"))
+        self.step += num_steps
+        return losses
+
+    def follow_up(self, visit: Visit, asked: list[Record], earlier: list[Record]) -> list[dict[str, float]]:
+        """Ask again what was asked, and teach the facts that are still wrong, all their phrasings and nothing else."""
+        reports = []
+        for number in range(1, self.reader.settings.follow_ups + 1):
+            rows = self.ask(asked, visit, number)
+            pairs = zip(asked, rows, strict=True)
+            wrong = {record["metadata"]["fact"] for record, row in pairs if row["exact_match"] < 1}
+            reports += [answer_report(rows)] if rows else []
+            if not wrong:
+                break
+            own = [record for record in visit.lesson.records if record["metadata"]["fact"] in wrong]
+            self.teach(visit.lesson, earlier, visit.num_steps, own)
+        return reports
 
 
 def replay_pressure(rise_nats: float, forget_nats: float) -> float:
@@ -202,82 +213,3 @@ def costs_too_much(now: float, previous: float, start: float, settings: AdaptSet
         settings: `gate_nats` and `forget_nats`.
     """
     return now - previous > settings.gate_nats or now > max(previous, start + settings.forget_nats)
-
-
-def teach(
-    reader: Reader, lesson: Lesson, earlier: list[Record], chosen: list[RankBlock], pressure: float = 1.0
-) -> dict[str, float]:
-    """The gradient steps of one section.
-
-    Args:
-        reader: The model and what it needs.
-        lesson: The section.
-        earlier: Questions of sections read before.
-        chosen: The blocks that learn.
-        pressure: Replay weighs so many times more than the settings say.
-
-    Returns:
-        Mean losses over the steps, and the number of `tokens` that went through the model.
-    """
-    settings, sums, num_tokens = reader.settings, {"loss_nats": 0.0, "text_nats": 0.0, "replay_nats": 0.0}, 0
-    for _ in range(settings.steps_per_section):
-        records = draw(lesson.records, settings.num_questions, reader.rng) + draw(earlier, settings.num_revisited, reader.rng)
-        with half_precision(), held_weights(reader.model):
-            losses, counted = step_losses(reader, records, text_tokens(reader, lesson, settings.text_tokens))
-        replay_weight = pressure * settings.replay_weight
-        total = losses["loss_nats"] + settings.text_weight * losses["text_nats"] + replay_weight * losses["replay_nats"]
-        if not torch.isfinite(total):
-            raise InputError(
-                f"the loss at {lesson.document}, section {lesson.section}, is {total.item()}; lower adapt.learning_rate"
-            )
-        reader.optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        reader.optimizer.step()
-        sums = {name: value + losses[name].item() / settings.steps_per_section for name, value in sums.items()}
-        num_tokens += counted
-    return {**sums, "tokens": num_tokens}
-
-
-def step_losses(reader: Reader, records: list[Record], text: Tensor) -> tuple[dict[str, Tensor], int]:
-    """Losses of one step, each a mean over its tokens: answers, the section's text, replay."""
-    settings, model, zero = reader.settings, reader.model, torch.zeros(())
-    pad = reader.tokenizer.pad_token_id if reader.tokenizer.pad_token_id is not None else 0
-    rows = [answer_tokens(reader.tokenizer, record, settings.trace) for record in records]
-    tokens, mask, labels = padded(rows, pad, reader.model.config.max_position_embeddings)
-    logits = model(tokens, attention_mask=mask, use_cache=False).logits
-    answers = cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
-    losses, counted = {"loss_nats": answers, "text_nats": zero, "replay_nats": zero}, int(mask.sum())
-    if settings.text_weight:
-        losses["text_nats"] = language_model_nats(model(text, use_cache=False).logits, text)
-        counted += text.numel()
-    if settings.replay_weight and settings.replay_windows:
-        window = reader.replay[[reader.rng.randrange(len(reader.replay)) for _ in range(settings.replay_windows)]]
-        logits = model(window, use_cache=False).logits
-        if reader.teacher is None:
-            losses["replay_nats"] = language_model_nats(logits, window)
-        else:
-            with torch.inference_mode():
-                target = reader.teacher(window, use_cache=False).logits
-            losses["replay_nats"] = logit_kl(logits, target)
-        counted += window.numel()
-    return losses, counted
-
-
-def text_tokens(reader: Reader, lesson: Lesson, limit: int) -> Tensor:
-    """A random stretch of a section's text, (1, at most `limit`) token ids."""
-    ids = reader.tokenizer(f"{lesson.title}\n\n{lesson.text}", add_special_tokens=False)["input_ids"]
-    start = reader.rng.randrange(max(1, len(ids) - limit + 1))
-    return torch.tensor(ids[start : start + limit])[None]
-
-
-def draw(records: list[Record], count: int, rng: random.Random) -> list[Record]:
-    """At most `count` records without repetition."""
-    return rng.sample(records, min(count, len(records)))
-
-
-@torch.no_grad()
-def restore(blocks: list[RankBlock], saved: list[list[Tensor]]) -> None:
-    """Put coefficients back to what they were."""
-    for block, before in zip(blocks, saved, strict=True):
-        for values, old in zip(block.coefficients(), before, strict=True):
-            values.copy_(old)

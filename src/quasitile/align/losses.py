@@ -168,6 +168,31 @@ def logit_kl(student_BTV: Tensor, teacher_BTV: Tensor, temperature: float = 1.0)
     return temperature**2 * hidden_kl(student_BTV / temperature, teacher_BTV / temperature)
 
 
+def top_k_kl(student_BTV: Tensor, ids_BTK: Tensor, log_probabilities_BTK: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL(teacher || student) where of the teacher only the likeliest K next tokens are known, in nats.
+
+    At temperature 1 all others count as one more token, so that this is a lower bound of the whole
+    divergence and equals it for K = V. At other temperatures the others are left out on both sides.
+
+    Args:
+        student_BTV: Logits.
+        ids_BTK: The likeliest tokens.
+        log_probabilities_BTK: The teacher's, at temperature 1.
+        temperature: Of both; the divergence is multiplied by its square.
+    """
+    student, teacher = precise(student_BTV), precise(log_probabilities_BTK)
+    if temperature != 1:
+        return logit_kl(student.gather(-1, ids_BTK), teacher, temperature)
+    ours = student.log_softmax(-1).gather(-1, ids_BTK)
+    return categorical_kl(with_rest(ours), with_rest(teacher)).mean()
+
+
+def with_rest(log_probabilities: Tensor) -> Tensor:
+    """(..., K) and what is left to 1 (..., K + 1); never less than rounding could leave."""
+    rest = (1 - log_probabilities.exp().sum(-1, keepdim=True)).clamp_min(1e-9)
+    return torch.cat([log_probabilities, rest.log()], -1)
+
+
 def hidden_error(student_BTD: Tensor, teacher_BTD: Tensor) -> Tensor:
     """Squared error of the features relative to the teacher's power (the paper's feature-wise MSE)."""
     return (student_BTD.float() - teacher_BTD.float()).square().sum() / teacher_BTD.float().square().sum().clamp_min(1e-30)

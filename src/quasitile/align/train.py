@@ -1,47 +1,34 @@
-"""Alignment end to end: the blocks of the compressed model learn to reproduce the original."""
+"""Alignment: the blocks of the compressed model learn to reproduce the original (paper 3.2.2)."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from quasitile.align.losses import DIVERGENCES, READINGS, hidden_loss, language_model_nats, logit_kl
+from quasitile.align.cutoffs import CutOffs
+from quasitile.align.layers import align_layers
+from quasitile.align.losses import hidden_loss, language_model_nats, logit_kl, top_k_kl
+from quasitile.align.price import BitPrice
+from quasitile.align.processes import Processes
+from quasitile.align.record import Targets
+from quasitile.align.reporting import Reports
+from quasitile.align.settings import AlignSettings
+from quasitile.align.state import State
+from quasitile.align.steps import batch_kept, half_precision, held_out_nats, not_finite, rate_factor
+from quasitile.align.teacher import Teacher, open_teacher
 from quasitile.checkpoint import stored_bytes
 from quasitile.compress.refit import pack_within
-from quasitile.compress.text import read_texts, token_windows
 from quasitile.errors import InputError
-from quasitile.folders import read_json, stage_folder
-from quasitile.progress import say, track
-from quasitile.runtime import is_compressed, load_model, load_trainable, save_model, tiled_matrices
-from quasitile.settings import Settings
+from quasitile.folders import Stage, read_json, stage_folder
+from quasitile.progress import Meter, say
+from quasitile.runtime import is_compressed, load_trainable, save_model, tiled_matrices
 
-
-class AlignSettings(Settings):
-    """How the compressed model is aligned."""
-
-    num_steps: int = Field(default=80, ge=0)
-    batch_size: int = Field(default=16, ge=1)
-    num_tokens: int = Field(default=256, ge=2, description="a window")
-    learning_rate: float = Field(default=0.005, gt=0, description="rounding steps a step of Adam")
-    scale_learning_rate: float = Field(default=0.005, ge=0, description="of the components' scales, relative")
-    jitter: float = Field(
-        default=0.45, ge=0, lt=0.5, description="how far coefficients start from their whole numbers, at random"
-    )
-    norm_learning_rate: float = Field(default=3e-3, ge=0, description="of norms and biases")
-    hidden_weight: float = Field(default=1.0, ge=0, description="of the distance between hidden states (Eq. 5)")
-    divergence: Literal[*DIVERGENCES] = "kl"  # type: ignore[valid-type]
-    reading: Literal[*READINGS] = Field(default="features", description="of a hidden state as a distribution")  # type: ignore[valid-type]
-    layers: tuple[int, ...] | None = Field(default=None, description="whose states count, 0 the embedding's; nothing for all")
-    temperature: float = Field(default=1.0, gt=0, description="of the next-token distributions")
-    logit_weight: float = Field(default=1.0, ge=0, description="of the KL between next-token distributions")
-    language_model_weight: float = Field(default=0.0, ge=0)
-    held_out_windows: int = Field(default=16, ge=1, description="windows of the text never trained on, for the curve")
-    seed: int = 0
+PRICE_CHECKS, PRICE_STEPS = 16, 10  # times that the size is measured during a run; never more often than that
 
 
 def align(
@@ -49,163 +36,267 @@ def align(
 ) -> dict[str, Any]:
     """Train a compressed model's blocks against the original.
 
+    Under `torchrun` or `accelerate launch` every process takes its share of each batch; the first one writes.
+
     Args:
         model: A folder that `compress` wrote.
-        out: The model folder to make; it takes no more bytes than `model`.
-        teacher: The original.
-        text: Unlabelled general text, as for `compress`.
+        out: The model folder to make; it takes no more bytes than `model`. A run that was killed goes on from its last
+            state and ends in the same model.
+        teacher: The original, or what `record` kept of it.
+        text: Unlabelled general text, as for `compress`; a recording brings its own.
         settings: See `AlignSettings`.
 
     Returns:
         The summary: damage on held-out windows of the text before and after, among others.
 
     Raises:
-        InputError: `model` is not compressed, or the two do not fit together.
+        InputError: `model` is not compressed, the two do not fit together, or the loss is not finite; then its batch is
+            kept beside `out`.
     """
     settings = settings or AlignSettings()
     if not is_compressed(model):
         raise InputError(f"{model} is not compressed; make it with `quasitile compress`")
-    original = load_model(teacher)[0].requires_grad_(False)
     student, tokenizer = load_trainable(model)
-    if original.config.vocab_size != student.config.vocab_size:
-        raise InputError(
-            f"{teacher} has {original.config.vocab_size} tokens and {model} {student.config.vocab_size}; "
-            "give the original of this model"
-        )
-    windows = token_windows(tokenizer, read_texts(text), settings.num_tokens, 10**9, settings.seed)
-    if len(windows) < settings.held_out_windows + settings.batch_size:
-        raise InputError(
-            f"{text} gives {len(windows)} windows of {settings.num_tokens} tokens, fewer than the "
-            f"{settings.held_out_windows + settings.batch_size} needed; give more text or lower align.batch_size"
-        )
-    held_out, windows = windows[: settings.held_out_windows], windows[settings.held_out_windows :]
-    limit = sum(matrix.payload.numel() for matrix in tiled_matrices(student).values())
-    with stage_folder(out, "align", settings, settings.seed, model=model, teacher=teacher, text=text) as stage:
-        teacher_nats = held_out_nats(original, held_out)
-        before = held_out_nats(student, held_out) - teacher_nats
-        optimizer = make_trainable(student, settings)
-        generator = torch.Generator().manual_seed(settings.seed)
-        order = torch.cat([torch.randperm(len(windows), generator=generator) for _ in range(epochs(settings, len(windows)))])
-        started, num_tokens = time.monotonic(), 0
-        for step in track(range(settings.num_steps), "align"):
-            set_rate(optimizer, step / settings.num_steps)
-            batch = windows[order[step * settings.batch_size : (step + 1) * settings.batch_size]]
-            losses = train_step(student, original, batch, optimizer, settings)
-            num_tokens += batch.numel()
-            stage.metric(step=step + 1, tokens=num_tokens, **losses, seconds=round(time.monotonic() - started, 2))
-        student.eval()
-        factor = pack_within(student, limit)
-        after = held_out_nats(student, held_out) - teacher_nats
-        save_model(student, tokenizer, stage.path, trainable=True)
-        source = Path(model) / "summary.json"
-        sizes = read_json(source) if source.is_file() else {}
-        stage.summary |= {key: sizes[key] for key in ("original_bytes", "stored_parameters", "num_parameters") if key in sizes}
-        stage.summary |= {
-            "stored_bytes": stored_bytes(stage.path),
-            "num_tokens": num_tokens,
-            "damage_before_nats": before,
-            "damage_after_nats": after,
-            "step_factor": factor,
-        }
-    say(f"  damage on held-out sampled text: {before:.3f} -> {after:.3f} nats a token")
+    original = open_teacher(teacher, tokenizer, text, settings.num_tokens, settings.seed, settings.precision == "bf16")
+    check(student, original, settings, model, teacher, text)
+    processes = Processes(settings.batch_size, settings.gradient_accumulation)
+    inputs = {"model": model, "teacher": teacher, "text": text}
+    with batch_kept(out), processes.folder(out) as place:
+        resume = settings.save_every > 0 and processes.num == 1
+        with stage_folder(place, "align", settings, settings.seed, resume=resume, **inputs) as stage:
+            limit = sum(matrix.payload.numel() for matrix in tiled_matrices(student).values())
+            if settings.layer_steps:
+                rows = list(range(settings.held_out_windows, len(original.windows)))
+                stage.summary["layers"] = align_layers(student, original, rows, settings)
+            run = Run(student, original, settings, processes, limit)
+            run.train(stage, inputs if resume else None)
+            if not processes.first:
+                return {}
+            student.eval()
+            factor = pack_within(student, limit)
+            after = held_out_nats(student, original.windows[run.held_out]) - run.teacher_nats
+            save_model(student, tokenizer, stage.path, trainable=True)
+            source = Path(model) / "summary.json"
+            sizes = read_json(source) if source.is_file() else {}
+            known = ("original_bytes", "stored_parameters", "num_parameters")
+            stage.summary |= {key: sizes[key] for key in known if key in sizes}
+            stage.summary |= {
+                "stored_bytes": stored_bytes(stage.path),
+                "num_tokens": settings.num_steps * settings.batch_size * settings.num_tokens,
+                "damage_before_nats": run.before,
+                "damage_after_nats": after,
+                "step_factor": factor,
+            }
+    say(f"  damage on held-out text: {run.before:.3f} -> {after:.3f} nats a token")
     return stage.summary
 
 
-def epochs(settings: AlignSettings, num_windows: int) -> int:
-    """Passes over the text that the steps need, rounded up."""
-    return settings.num_steps * settings.batch_size // num_windows + 1
+def check(student: Any, teacher: Teacher, settings: AlignSettings, model: object, original: object, text: object) -> None:
+    """Refuse what does not fit together.
+
+    Raises:
+        InputError: The vocabularies differ, or there is too little text.
+    """
+    if teacher.vocabulary_size != student.config.vocab_size:
+        raise InputError(
+            f"{original} has {teacher.vocabulary_size} tokens and {model} {student.config.vocab_size}; "
+            "give the original of this model"
+        )
+    needed = settings.held_out_windows + settings.batch_size
+    if len(teacher.windows) < needed:
+        raise InputError(
+            f"{text} gives {len(teacher.windows)} windows of {settings.num_tokens} tokens, fewer than the {needed} needed; "
+            "give more text or lower align.batch_size"
+        )
+
+
+class Run:
+    """A training run end to end.
+
+    Args:
+        student: Compressed; becomes trainable.
+        teacher: See `Teacher`.
+        settings: See `AlignSettings`.
+        processes: That share the batches.
+        limit_bytes: For the payloads of all matrices.
+    """
+
+    def __init__(self, student: Any, teacher: Teacher, settings: AlignSettings, processes: Processes, limit_bytes: int) -> None:
+        self.student, self.teacher, self.settings, self.processes = student, teacher, settings, processes
+        self.held_out = list(range(settings.held_out_windows))
+        self.teacher_nats = teacher.nats(self.held_out)
+        self.before = held_out_nats(student, teacher.windows[self.held_out]) - self.teacher_nats
+        self.optimizer = make_trainable(student, settings)
+        matrices = list(tiled_matrices(student).values())
+        priced = settings.price_bits or settings.cut_offs
+        # A path through a trellis has to be searched for before its size is known, which takes longer than a step.
+        priced &= all(matrix.num_states == 1 for matrix in matrices)
+        self.price = BitPrice(matrices, limit_bytes, self.before) if priced else None
+        generator = torch.Generator().manual_seed(settings.seed)
+        num_windows = len(teacher.windows) - settings.held_out_windows
+        epochs = settings.num_steps * settings.batch_size // num_windows + 1
+        order = torch.cat([torch.randperm(num_windows, generator=generator) for _ in range(epochs)])
+        self.order = (order + settings.held_out_windows).tolist()
+        if settings.checkpointing:
+            newer = getattr(student, "activation_checkpointing_enable", None)  # the older name goes away
+            (newer or student.gradient_checkpointing_enable)({"use_reentrant": False})
+
+    def train(self, stage: Stage, purpose: Mapping[str, object] | None) -> None:
+        """All steps; from the last state on where a purpose says that states are kept."""
+        settings = self.settings
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        state, first = None, 0
+        if purpose is not None:
+            state = State(stage, {**purpose, **settings.model_dump(mode="json")}, parameters, self.optimizer)
+            found = state.restore()
+            first = found["step"]
+            if self.price is not None and "nats_per_bit" in found:
+                self.price.nats_per_bit = found["nats_per_bit"]
+        reports = Reports(settings.report_to if self.processes.first else (), self.student, settings.num_steps, stage.path)
+        started, batch_tokens = time.monotonic(), settings.batch_size * settings.num_tokens
+        self.student.train(settings.checkpointing)  # which Transformers does in training mode alone
+        with Meter("align", settings.num_steps, first) as meter:
+            for step in range(first, settings.num_steps):
+                losses = self.step(step)
+                seconds = time.monotonic() - started
+                line = {"step": step + 1, "tokens": (step + 1) * batch_tokens, **losses, "seconds": round(seconds, 2)}
+                stage.metric(**line)
+                reports.log(step + 1, line)
+                speed = (step + 1 - first) * batch_tokens / max(seconds, 1e-9)
+                meter.advance(f"loss {losses['loss']:.3f}, {speed:,.0f} tokens/s")
+                if state is not None and (step + 1) % settings.save_every == 0 and step + 1 < settings.num_steps:
+                    state.save(step + 1, **({"nats_per_bit": self.price.nats_per_bit} if self.price else {}))
+        reports.end()
+        if state is not None:
+            state.forget()
+
+    def step(self, step: int) -> dict[str, float]:
+        """One step of gradient descent; every loss as a number, the mean over all processes.
+
+        Raises:
+            InputError: The loss is not finite.
+        """
+        settings, price = self.settings, self.price
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * rate_factor(step / settings.num_steps)
+        if price is not None and step and step % max(PRICE_STEPS, settings.num_steps // PRICE_CHECKS) == 0:
+            price.follow()
+        rows = self.order[step * settings.batch_size : (step + 1) * settings.batch_size]
+        self.optimizer.zero_grad(set_to_none=True)
+        sums: dict[str, Tensor] = {}
+        for part in self.processes.parts(rows):
+            targets = self.teacher.targets(part, settings.hidden_weight > 0)
+            losses = losses_of(
+                self.student, self.teacher.windows[part], targets, settings, projection(self.teacher, self.student)
+            )
+            loss = losses["loss"]
+            if price is not None and settings.cut_offs:
+                loss = loss + price.nats_per_bit * cut_off_bits(self.student)
+            if not torch.isfinite(loss):
+                raise not_finite(loss, f"step {step + 1} of alignment", "align", self.teacher.windows[part].tolist())
+            (loss / settings.gradient_accumulation).backward()
+            for name, value in losses.items():
+                sums[name] = sums.get(name, torch.zeros(())) + value.detach() / settings.gradient_accumulation
+        self.processes.average_gradients(self.optimizer)
+        if price is not None and settings.price_bits:
+            price.add_gradients()
+        self.optimizer.step()
+        return {name: self.processes.mean(value) for name, value in sums.items()}
 
 
 def make_trainable(student: nn.Module, settings: AlignSettings) -> torch.optim.Optimizer:
-    """Put every matrix into its trainable state; AdamW over coefficients, norms and biases."""
+    """Put every matrix into its trainable state; AdamW over coefficients, scales, cut-offs, norms and biases."""
     for parameter in student.parameters():
         parameter.requires_grad_(settings.norm_learning_rate > 0)
     small = [p for p in student.parameters() if p.requires_grad]
-    codes, gains = [], []
+    codes, gains, cuts = [], [], []
     generator = torch.Generator().manual_seed(settings.seed)
     for matrix in tiled_matrices(student).values():
         matrix.make_trainable(generator, settings.jitter)
         for block in matrix.rank_blocks():
             codes += block.coefficients()
             gains += [block.gain] if block.gain.numel() else []
-    rates = ((codes, settings.learning_rate), (gains, settings.scale_learning_rate), (small, settings.norm_learning_rate))
+            if settings.cut_offs and block.left.numel():
+                block.cut_offs.extend([CutOffs(*block.left.shape), CutOffs(*block.right.shape)])
+                cuts += list(block.cut_offs.parameters())
+    rates = (
+        (codes, settings.learning_rate),
+        (gains, settings.scale_learning_rate),
+        (cuts, settings.cut_off_learning_rate),
+        (small, settings.norm_learning_rate),
+    )
     groups = [{"params": parameters, "lr": rate} for parameters, rate in rates if parameters and rate]
     for group in groups:
         group["peak"] = group["lr"]
     return torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.0, foreach=True)
 
 
-def set_rate(optimizer: torch.optim.Optimizer, fraction: float) -> None:
-    """Warm up over 5 % of the steps, then fall linearly to 5 %."""
-    factor = min(1.0, (fraction + 0.01) / 0.05) * max(0.05, 1 - fraction)
-    for group in optimizer.param_groups:
-        group["lr"] = group["peak"] * factor
-
-
-def train_step(
-    student: Any, teacher: Any, batch: Tensor, optimizer: torch.optim.Optimizer, settings: AlignSettings
-) -> dict[str, float]:
-    """One step of gradient descent on a weighted sum of losses.
+def losses_of(
+    student: Any, batch: Tensor, targets: Targets, settings: AlignSettings, project: Callable[[Tensor, Tensor], Tensor]
+) -> dict[str, Tensor]:
+    """Every loss of a batch, and their weighted sum as `loss`.
 
     Args:
         student: Trainable.
-        teacher: The original.
         batch: (B, T) token ids.
-        optimizer: Over the student's parameters.
+        targets: What the original makes of them.
         settings: The weights.
-
-    Returns:
-        Every loss, as numbers.
-
-    Raises:
-        InputError: The loss is not finite.
+        project: Hidden states and the last layer's to logits.
     """
     hidden = settings.hidden_weight > 0
-    with torch.no_grad(), half_precision():
-        target = teacher(batch, output_hidden_states=hidden, use_cache=False)
-    with half_precision():
+    with half_precision(settings.precision == "bf16"):
         output = student(batch, output_hidden_states=hidden, use_cache=False)
-    losses = {"logit_kl_nats": logit_kl(output.logits, target.logits, settings.temperature)}
-    loss = settings.logit_weight * losses["logit_kl_nats"]
-    if hidden:
-        name = f"hidden_{settings.divergence}" + ("_nats" if settings.divergence in ("kl", "js") else "")
-        losses[name] = hidden_loss(
-            output.hidden_states,
-            target.hidden_states,
-            settings.divergence,
-            settings.reading,
-            lambda states: through_head(teacher, states, target.hidden_states[-1]),
-            settings.layers,
-        )
-        loss = loss + settings.hidden_weight * losses[name]
-    if settings.language_model_weight > 0:
-        losses["language_model_nats"] = language_model_nats(output.logits, batch)
-        loss = loss + settings.language_model_weight * losses["language_model_nats"]
-    if not torch.isfinite(loss):
-        raise InputError(f"the alignment loss is {loss.item()}; lower align.learning_rate")
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    optimizer.step()
-    return {"loss": loss.item(), **{name: value.item() for name, value in losses.items()}}
+        losses: dict[str, Tensor] = {}
+        if targets.logits is not None:
+            losses["logit_kl_nats"] = logit_kl(output.logits, targets.logits, settings.temperature)
+        else:
+            assert targets.ids is not None
+            assert targets.log_probabilities is not None
+            known = targets.ids, targets.log_probabilities
+            losses["logit_kl_nats"] = top_k_kl(output.logits, *known, settings.temperature)
+        loss = settings.logit_weight * losses["logit_kl_nats"]
+        if hidden:
+            assert targets.hidden is not None
+            name = f"hidden_{settings.divergence}" + ("_nats" if settings.divergence in ("kl", "js") else "")
+            last = targets.hidden[-1]
+            losses[name] = hidden_loss(
+                output.hidden_states,
+                targets.hidden,
+                settings.divergence,
+                settings.reading,
+                lambda states: project(states, last),
+                settings.layers,
+            )
+            loss = loss + settings.hidden_weight * losses[name]
+        if settings.language_model_weight > 0:
+            losses["language_model_nats"] = language_model_nats(output.logits, batch)
+            loss = loss + settings.language_model_weight * losses["language_model_nats"]
+    return {"loss": loss, **losses}
 
 
-def through_head(teacher: Any, states: Tensor, last: Tensor) -> Tensor:
-    """What the teacher's output head makes of hidden states (..., D): logits (..., V).
+def projection(teacher: Teacher, student: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    """Through the original's output head; of a recording, through the student's as it is."""
+    head = getattr(teacher, "model", student).get_output_embeddings()
 
-    Each token's state is brought to the power of the head's usual input, `last`, which stands for the
-    final norm; states after that norm pass unchanged.
-    """
+    def project(states: Tensor, last: Tensor) -> Tensor:
+        weight = head.weight.detach()
+        return nn.functional.linear(at_power_of(states, last).to(weight.dtype), weight)
+
+    return project
+
+
+def at_power_of(states: Tensor, last: Tensor) -> Tensor:
+    """Each token's state (..., D) brought to the power of the head's usual input, `last`, which stands for the final norm."""
     power = [values.float().square().mean(-1, keepdim=True).clamp_min(1e-12).sqrt() for values in (last, states)]
-    return teacher.get_output_embeddings()((states * (power[0] / power[1])).to(states.dtype))
+    return states * (power[0] / power[1])
 
 
-def half_precision() -> torch.autocast:
-    """bf16 where products are concerned, float32 elsewhere; the coefficients stay float32."""
-    return torch.autocast("cpu", dtype=torch.bfloat16)
-
-
-@torch.inference_mode()
-def held_out_nats(model: Any, windows: Tensor) -> float:
-    """Nats a token of next-token prediction."""
-    total = [language_model_nats(model(batch, use_cache=False).logits, batch) * len(batch) for batch in windows.split(16)]
-    return float(torch.stack(total).sum()) / len(windows)
+def cut_off_bits(student: nn.Module) -> Tensor:
+    """What the gates of all factors keep, in bits."""
+    total = torch.zeros(())
+    for matrix in tiled_matrices(student).values():
+        for block in matrix.rank_blocks():
+            for gate, values in zip(block.cut_offs, (block.left, block.right), strict=False):
+                assert isinstance(gate, CutOffs)
+                total = total + gate.bits(values)
+    return total

@@ -81,6 +81,11 @@ class TiledMatrix(nn.Module):
         """Whether it is in the trainable state."""
         return self._skeleton is not None
 
+    @property
+    def num_states(self) -> int:
+        """Of its trellis, in the trainable state; 1 for none."""
+        return 1 if self._skeleton is None else self._skeleton.num_states
+
     def coded(self, coarser: float = 1.0) -> CodedMatrix:
         """What is stored, or would be stored now.
 

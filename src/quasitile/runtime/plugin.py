@@ -67,6 +67,7 @@ class QuasitileQuantizer(HfQuantizer):
     requires_calibration = True
     _model: Any = None
     is_trainable = True  # pyright: ignore[reportAssignmentType]
+    is_qat_trainable = True  # pyright: ignore[reportAssignmentType]  # straight through the rounding, also by Trainer
 
     def update_attn_implementation(self, config: Any) -> Any:
         """The first sight of the configuration: take out what stops readers that do not know quasitile."""

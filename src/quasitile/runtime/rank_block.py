@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from quasitile.codec.block import Block, Tile, Tiling
 from quasitile.codec.machine import codes_of
 from quasitile.codec.matrix import decode_tile
-from quasitile.codec.trellis import search
+from quasitile.codec.trellis import RATE_WEIGHT, search
 
 
 class RankBlock(nn.Module):
@@ -32,6 +33,12 @@ class RankBlock(nn.Module):
         self.right = nn.Parameter(block.right.clone())
         self.gain = nn.Parameter(torch.zeros_like(block.scale))  # logarithm of what training does to the scale
         self.register_buffer("scale", block.scale.clone(), persistent=False)
+        self.cut_offs = nn.ModuleList()  # of left and right, where they are learned (`quasitile.align.cutoffs`)
+
+    @property
+    def entries_only(self) -> bool:
+        """Whether the tile is its residual, entry by entry: no factors and no transform."""
+        return self.residual is not None and not self.left.numel() and self.transforms[1] == "identity"
 
     def scaled(self) -> Tensor:
         """The components' scales as they are stored, in bf16; gradients pass through."""
@@ -42,12 +49,18 @@ class RankBlock(nn.Module):
         """What is measured in rounding steps and trained: factors, residual, or both."""
         return [p for p in (self.left, self.right, self.residual) if p is not None and p.numel()]
 
+    def _gate(self, side: int) -> Any:
+        return self.cut_offs[side]
+
     def rounded(self) -> Block:
         """The block with whole coefficients; gradients pass through the rounding."""
         residual = None if self.residual is None else straight_through(self.residual)
+        left, right = straight_through(self.left), straight_through(self.right)
+        if len(self.cut_offs):
+            left, right = left * self._gate(0).gates(), right * self._gate(1).gates()
         return Block(
-            straight_through(self.left),
-            straight_through(self.right),
+            left,
+            right,
             self.scaled(),
             residual=residual,
             residual_step=self.residual_step,
@@ -57,6 +70,8 @@ class RankBlock(nn.Module):
         """The block as it would be stored now, with all steps `coarser` times as large."""
         root = coarser**0.5
         left, right = self.left.detach() / root, self.right.detach() / root
+        if len(self.cut_offs):
+            left, right = left * self._gate(0).kept(), right * self._gate(1).kept()
         residual = None if self.residual is None else self.residual.detach() / coarser
         exact = Block(left, right, self.scaled().detach() * coarser, None, residual, self.residual_step * coarser)
         rounded = replace(
@@ -75,7 +90,7 @@ def straight_through(values: Tensor) -> Tensor:
 
 
 def to_path(blocks: list[Block], tiling: Tiling, num_states: int) -> None:
-    """Move residual codes that training has moved off the trellis to the nearest path through it, in place."""
+    """Move residual codes that training has moved off the trellis to a near path through it that costs few bits, in place."""
     try:
         for block in blocks:
             assert block.residual is not None
@@ -87,7 +102,7 @@ def to_path(blocks: list[Block], tiling: Tiling, num_states: int) -> None:
             assert block.remainders is not None
             beside = block.remainders[-block.residual.numel() :].view_as(block.residual)
             wanted[tile.rows, tile.columns] = block.residual + beside
-        points, _ = search(wanted, None, tiling, 2.0, num_states, rate_weight=0.0)
+        points, _ = search(wanted, None, tiling, 2.0, num_states, RATE_WEIGHT)
         for tile, block in zip(tiling.tiles, blocks, strict=True):
             assert block.remainders is not None
             block.residual = points[tile.rows, tile.columns].float()
@@ -100,11 +115,19 @@ def assemble(tiling: Tiling, blocks: list[RankBlock]) -> Tensor:
 
     Works for tilings whose tiles form row bands, which all of `quasitile.codec.tiling` do.
     """
+    if all(block.entries_only for block in blocks):  # rounded as a whole: a few large operations instead of many small ones
+        entries = joined(tiling, [block.residual for block in blocks if block.residual is not None])
+        return straight_through(entries) * blocks[0].residual_step
+    return joined(tiling, [block() for block in blocks])
+
+
+def joined(tiling: Tiling, parts: list[Tensor]) -> Tensor:
+    """Tiles (P, Q) in the order of a tiling as one matrix (M, N)."""
     bands: list[list[Tensor]] = []
     top = -1
-    for tile, block in zip(tiling.tiles, blocks, strict=True):
+    for tile, part in zip(tiling.tiles, parts, strict=True):
         if tile.row_start != top:
             bands.append([])
             top = tile.row_start
-        bands[-1].append(block())
+        bands[-1].append(part)
     return torch.cat([torch.cat(band, dim=1) for band in bands])

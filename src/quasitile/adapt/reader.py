@@ -1,0 +1,159 @@
+"""The model that reads, and what it needs at every section."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quasitile.adapt.curriculum import Lesson, Record
+from quasitile.adapt.examples import answer_loss, answer_tokens, padded
+from quasitile.adapt.select import MEASURED, SELECTIONS, gradient_powers, learning_parts, rank_blocks, usage
+from quasitile.adapt.settings import AdaptSettings
+from quasitile.align.losses import language_model_nats
+from quasitile.align.steps import half_precision
+from quasitile.compress.text import read_texts, token_windows
+from quasitile.errors import InputError
+from quasitile.runtime import load_model, load_trainable, tiled_matrices
+from quasitile.runtime.linear import RankBlock
+
+
+@dataclass
+class Reader:
+    """The model that reads, with what it needs at every section."""
+
+    model: Any
+    tokenizer: Any
+    teacher: Any
+    replay: Tensor
+    watched: Tensor
+    settings: AdaptSettings
+    blocks: list[RankBlock]
+    background: list[float]
+    optimizer: torch.optim.Optimizer
+    rng: random.Random
+
+    def batch(self, records: list[Record]) -> tuple[Tensor, Tensor, Tensor]:
+        """Token ids, mask and labels of questions with their answers, each (B, T)."""
+        rows = [answer_tokens(self.tokenizer, record, self.settings.trace) for record in records]
+        return padded(rows, pad_of(self.tokenizer), self.model.config.max_position_embeddings)
+
+    def text(self, lesson: Lesson, limit: int) -> Tensor:
+        """A random stretch of a section's text, (1, at most `limit`) token ids."""
+        ids = self.tokenizer(f"{lesson.title}\n\n{lesson.text}", add_special_tokens=False)["input_ids"]
+        start = self.rng.randrange(max(1, len(ids) - limit + 1))
+        return torch.tensor(ids[start : start + limit])[None]
+
+    @torch.no_grad()
+    def difficulty(self, lesson: Lesson) -> float:
+        """Nats a token of a section's answers, one question a fact."""
+        tokens, mask, labels = self.batch(lesson.asked(4))
+        return float(answer_loss(self.model(tokens, attention_mask=mask, use_cache=False).logits, labels))
+
+    def weigh(self, text: Tensor, records: list[Record]) -> list[float]:
+        """What each block counts for a section, as `select` measures it: its use, or its gradient."""
+        if self.settings.select not in MEASURED:
+            return [1.0] * len(self.blocks)
+        if self.settings.select == "usage":
+            found = usage(self.model, text)
+        else:
+
+            def loss() -> Tensor:
+                with half_precision():
+                    if not records:
+                        return language_model_nats(self.model(text, use_cache=False).logits, text)
+                    tokens, mask, labels = self.batch(records)
+                    return answer_loss(self.model(tokens, attention_mask=mask, use_cache=False).logits, labels)
+
+            found = gradient_powers(self.model, loss)
+        return [found[block] for block in self.blocks]
+
+    def choose(self, lesson: Lesson) -> list[RankBlock]:
+        """Select the blocks that will learn from a section, and freeze the others."""
+        settings = self.settings
+        here = self.weigh(self.text(lesson, settings.text_tokens), draw(lesson.records, settings.num_questions, self.rng))
+        count = max(1, round(settings.select_share * len(self.blocks)))
+        chosen = SELECTIONS[settings.select](self.blocks, here, self.background, count, self.rng)
+        kept = set(chosen)
+        for block in self.blocks:
+            for values in block.coefficients():
+                values.requires_grad_(False)
+            for values in learning_parts(block, settings.trains):
+                values.requires_grad_(block in kept)
+        return chosen
+
+    def snapshot(self) -> list[list[Tensor]]:
+        """All coefficients as they are."""
+        return [[values.detach().clone() for values in block.coefficients()] for block in self.blocks]
+
+    @torch.no_grad()
+    def restore(self, saved: list[list[Tensor]], share: float = 0.0) -> None:
+        """Put coefficients back to what they were.
+
+        Args:
+            saved: As `snapshot` gave them.
+            share: Of what has been learned since that is kept. Where that is nothing, the optimiser forgets too, or its
+                momentum would take the same way again.
+        """
+        for block, before in zip(self.blocks, saved, strict=True):
+            for values, old in zip(block.coefficients(), before, strict=True):
+                values.copy_(torch.lerp(old, values, share))
+        if not share:
+            self.optimizer.state.clear()
+
+
+def open_reader(model: str | Path, teacher: str | Path | None, text: str | Path, settings: AdaptSettings) -> Reader:
+    """Load the models and the general text.
+
+    Raises:
+        InputError: There is too little text, or guidance without a teacher.
+    """
+    if settings.guidance_weight and teacher is None:
+        raise InputError("adapt.guidance_weight needs the original model; give --teacher, or leave guidance out")
+    student, tokenizer = load_trainable(model)
+    original = load_model(teacher)[0] if teacher is not None else None
+    windows = token_windows(tokenizer, read_texts(text), settings.replay_tokens, 10**9, settings.seed)
+    if len(windows) <= settings.gate_windows:
+        raise InputError(
+            f"{text} gives {len(windows)} windows of {settings.replay_tokens} tokens, the gate alone needs "
+            f"{settings.gate_windows}; give more text"
+        )
+    watched, replay = windows[: settings.gate_windows], windows[settings.gate_windows :]
+    placeholder = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    rng = random.Random(settings.seed)
+    return Reader(student, tokenizer, original, replay, watched, settings, [], [], placeholder, rng)
+
+
+def prepare(reader: Reader) -> None:
+    """Make the blocks trainable and note how much background text uses each of them.
+
+    Raises:
+        InputError: No block has what is to learn.
+    """
+    for parameter in reader.model.parameters():
+        parameter.requires_grad_(False)
+    settings, generator = reader.settings, torch.Generator().manual_seed(reader.settings.seed)
+    for matrix in tiled_matrices(reader.model).values():
+        matrix.make_trainable(generator, settings.jitter)
+    reader.blocks = [block for block in rank_blocks(reader.model) if learning_parts(block, settings.trains)]
+    if not reader.blocks:
+        raise InputError(f"adapt.trains={settings.trains}: no block of this model has any; leave it at all")
+    reader.background = reader.weigh(reader.watched, [])
+    parameters = [values for block in reader.blocks for values in learning_parts(block, settings.trains)]
+    reader.optimizer = torch.optim.AdamW(
+        parameters, lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, foreach=True
+    )
+
+
+def draw(records: list[Record], count: int, rng: random.Random) -> list[Record]:
+    """At most `count` records without repetition."""
+    return rng.sample(records, min(count, len(records)))
+
+
+def pad_of(tokenizer: Any) -> int:
+    """The token that fills rows."""
+    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0

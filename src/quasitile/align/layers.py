@@ -1,0 +1,210 @@
+"""Alignment block by block: each decoder layer learns to give what the original's gives, before all of them learn together.
+
+Only one layer of the student is trainable, and its gradients are the only ones, at a time; the others stay
+packed. The original need not be there: what `record` kept of it is enough.
+
+B batch, T tokens, D hidden.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quasitile.align.losses import hidden_error
+from quasitile.align.settings import AlignSettings
+from quasitile.align.steps import half_precision, not_finite, rate_factor
+from quasitile.align.teacher import Teacher
+from quasitile.compress.refit import pack_within
+from quasitile.compress.stack import find_stack
+from quasitile.compress.states import StateWriter, read_states
+from quasitile.progress import Meter
+from quasitile.runtime import tiled_matrices
+
+
+class _Reached(Exception):
+    """What a layer was given, or gave; ends the model's forward pass there."""
+
+
+class Stack:
+    """The decoder layers of a model in memory, run one at a time by the model's own forward pass.
+
+    Args:
+        model: A causal language model.
+
+    Raises:
+        NotAStack: It has no list of layers.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.path, self.layers = find_stack(model)
+        self._in_tuples = False
+
+    @contextmanager
+    def _replaced(self, forwards: dict[int, Any]) -> Iterator[None]:
+        with ExitStack() as undo:
+            for index, forward in forwards.items():
+                layer: Any = self.layers[index]
+                layer.forward = forward
+                undo.callback(lambda layer=layer: layer.__dict__.pop("forward"))
+            yield
+
+    def _run(self, batch: Tensor, forwards: dict[int, Any]) -> Tensor:
+        try:
+            with self._replaced(forwards):
+                self.model(batch, use_cache=False)
+        except _Reached as reached:
+            return reached.args[0]
+        raise AssertionError("the layer was not called")
+
+    def inputs(self, batch: Tensor) -> Tensor:
+        """What the first layer is given (B, T, D)."""
+
+        def given(*args: Any, **kwargs: Any) -> Any:
+            raise _Reached(args[0] if args else kwargs["hidden_states"])
+
+        return self._run(batch, {0: given})
+
+    def layer(self, index: int, batch: Tensor, hidden: Tensor) -> Tensor:
+        """What a layer makes of its input (B, T, D)."""
+        module = self.layers[index]
+        own = type(module).forward
+
+        def given(*args: Any, **kwargs: Any) -> Any:
+            kwargs.pop("hidden_states", None)
+            out = own(module, hidden, *args[1:], **kwargs)
+            raise _Reached(out[0] if isinstance(out, tuple) else out)
+
+        def passed(*args: Any, **kwargs: Any) -> Any:
+            same = args[0] if args else kwargs["hidden_states"]
+            return (same,) if self._in_tuples else same
+
+        try:
+            return self._run(batch, {**dict.fromkeys(range(index), passed), index: given})
+        except (AttributeError, TypeError, RuntimeError):
+            if self._in_tuples or not index:
+                raise
+            self._in_tuples = True  # layers of this architecture give tuples
+            return self.layer(index, batch, hidden)
+
+
+def align_layers(student: Any, teacher: Teacher, rows: list[int], settings: AlignSettings) -> list[dict[str, Any]]:
+    """Train one layer after another on what the layers before it, trained already, give it.
+
+    Each layer's goal is what the original's layer gives in the original (squared error over power). The
+    last layer learns end to end only: its states are known after the final norm alone. Each layer
+    is stored within its bytes before the next one begins.
+
+    Args:
+        student: Compressed, packed; so it is again afterwards.
+        teacher: See `Teacher`; one that is recorded takes no memory.
+        rows: Windows of the teacher to learn from.
+        settings: `layer_steps`, `batch_size` and the rates count.
+
+    Returns:
+        Of each layer its number and its mean error over the first and the last quarter of the steps.
+    """
+    stack, lines = Stack(student), []
+    rows = rows[: settings.layer_steps * settings.batch_size]
+    windows = teacher.windows[rows]
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        spill(teacher, rows, len(stack.layers), place, settings.batch_size)
+        write(place / "given", windows, settings.batch_size, lambda _, batch: stack.inputs(batch))
+        with Meter("align layer by layer", (len(stack.layers) - 1) * settings.layer_steps) as meter:
+            for index in range(len(stack.layers) - 1):
+                layer = stack.layers[index]
+                release(student)
+                errors = train_layer(stack, index, windows, place, settings, meter)
+                limit = sum(matrix.payload.numel() for matrix in tiled_matrices(layer).values())
+                pack_within(layer, limit)
+                quarter = max(1, len(errors) // 4)
+                first, last = sum(errors[:quarter]) / quarter, sum(errors[-quarter:]) / quarter
+                lines.append({"layer": index, "relative_error_before": first, "relative_error_after": last})
+
+                def next_states(start: int, batch: Tensor, index: int = index) -> Tensor:
+                    return stack.layer(index, batch, read_states(place / "given", start, batch, len(windows)))
+
+                write(place / "next", windows, settings.batch_size, next_states)
+                (place / "next").replace(place / "given")
+                (place / f"goal-{index}").unlink()
+    for parameter in student.parameters():
+        parameter.requires_grad_(False)
+    return lines
+
+
+def train_layer(stack: Stack, index: int, windows: Tensor, place: Path, settings: AlignSettings, meter: Meter) -> list[float]:
+    """The steps of a layer; its error at each of them.
+
+    Raises:
+        InputError: The loss is not finite.
+    """
+    layer, errors = stack.layers[index], []
+    optimizer = layer_optimizer(layer, settings)
+    for step in range(settings.layer_steps):
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * rate_factor(step / settings.layer_steps)
+        start = (step * settings.batch_size) % max(1, len(windows) - settings.batch_size + 1)
+        batch = windows[start : start + settings.batch_size]
+        given = read_states(place / "given", start, batch, len(windows))
+        goal = read_states(place / f"goal-{index}", start, batch, len(windows))
+        with torch.enable_grad(), half_precision(settings.precision == "bf16"):
+            error = hidden_error(stack.layer(index, batch, given), goal)
+        if not torch.isfinite(error):
+            raise not_finite(error, f"layer {index}", "align", batch.tolist())
+        optimizer.zero_grad(set_to_none=True)
+        error.backward()
+        optimizer.step()
+        errors.append(error.item())
+        meter.advance(f"layer {index}, relative error {errors[-1]:.4f}")
+    return errors
+
+
+def layer_optimizer(layer: nn.Module, settings: AlignSettings) -> torch.optim.Optimizer:
+    """AdamW over a layer's codes, and its norms and biases."""
+    small = [parameter.requires_grad_(settings.norm_learning_rate > 0) for parameter in layer.parameters()]
+    generator = torch.Generator().manual_seed(settings.seed)
+    codes = []
+    for matrix in tiled_matrices(layer).values():
+        matrix.make_trainable(generator, settings.jitter)
+        codes += [values for block in matrix.rank_blocks() for values in block.coefficients()]
+    groups = [{"params": codes, "lr": settings.learning_rate, "peak": settings.learning_rate}]
+    if small and settings.norm_learning_rate:
+        groups.append({"params": small, "lr": settings.norm_learning_rate, "peak": settings.norm_learning_rate})
+    return torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.0, foreach=True)
+
+
+def release(model: Any) -> None:
+    """Forget decoded weights; each is decoded again when it is used."""
+    for matrix in tiled_matrices(model).values():
+        if not matrix.trainable:
+            matrix.dense = torch.empty(0, dtype=matrix.dense.dtype)
+
+
+@torch.no_grad()
+def spill(teacher: Teacher, rows: list[int], num_layers: int, place: Path, batch_size: int) -> None:
+    """Write what the original's layers give, but the last one, a file a layer."""
+    writers = [StateWriter(place / f"goal-{index}") for index in range(num_layers - 1)]
+    for start in range(0, len(rows), batch_size):
+        hidden = teacher.targets(rows[start : start + batch_size], True).hidden
+        assert hidden is not None
+        for writer, states in zip(writers, hidden[1:-1], strict=True):
+            writer.write(states)
+    for writer in writers:
+        writer.finish()
+
+
+@torch.no_grad()
+def write(path: Path, windows: Tensor, batch_size: int, states: Any) -> None:
+    """Write `states(first window, batch)` of all windows."""
+    writer = StateWriter(path)
+    for start in range(0, len(windows), batch_size):
+        writer.write(states(start, windows[start : start + batch_size]))
+    writer.finish()

@@ -1,0 +1,81 @@
+"""Alignment by several processes, through Accelerate: each takes its share of every batch, gradients are averaged."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quasitile.errors import InputError
+
+
+class Processes:
+    """The processes of a run; one where nothing launched more.
+
+    Args:
+        batch_size: Windows a step, of all processes together.
+        num_parts: Parts that each process computes its share in.
+
+    Raises:
+        InputError: The batch cannot be shared equally, which the mean over processes needs.
+    """
+
+    def __init__(self, batch_size: int, num_parts: int) -> None:
+        self.num, self.index, self._accelerator, self.num_parts = 1, 0, None, num_parts
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            from accelerate import Accelerator
+
+            self._accelerator = Accelerator(cpu=not torch.cuda.is_available())
+            self.num, self.index = self._accelerator.num_processes, self._accelerator.process_index
+        if batch_size % (self.num * num_parts):
+            raise InputError(
+                f"align.batch_size={batch_size} does not divide into {self.num} processes x {num_parts} parts; "
+                "change batch_size or gradient_accumulation"
+            )
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes."""
+        return self.index == 0
+
+    def parts(self, rows: list[int]) -> list[list[int]]:
+        """This process' rows of a batch, part by part."""
+        own = rows[self.index :: self.num]
+        return [own[part :: self.num_parts] for part in range(self.num_parts)]
+
+    def average_gradients(self, optimizer: torch.optim.Optimizer) -> None:
+        """Replace every gradient by its mean over the processes."""
+        if self._accelerator is None:
+            return
+        found = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        flat: Any = self._accelerator.reduce(torch.cat([grad.flatten() for grad in found]), reduction="mean")
+        for grad, part in zip(found, flat.split([grad.numel() for grad in found]), strict=True):
+            grad.copy_(part.view_as(grad))
+
+    def mean(self, value: Tensor) -> float:
+        """Of a number over the processes."""
+        if self._accelerator is not None:
+            reduced: Any = self._accelerator.reduce(value, reduction="mean")
+            value = reduced
+        return float(value)
+
+    @contextmanager
+    def folder(self, out: str | Path) -> Iterator[Path]:
+        """Where to write: `out`, or for all but the first process a place that is thrown away."""
+        if self.first:
+            yield Path(out)
+        else:
+            scratch = tempfile.mkdtemp()
+            try:
+                yield Path(scratch) / "out"
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+        if self._accelerator is not None:
+            self._accelerator.wait_for_everyone()

@@ -1,0 +1,64 @@
+"""What every training loop here shares: precision, the rate over time, held-out loss, and losses that are not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quasitile.align.losses import language_model_nats
+from quasitile.errors import InputError
+from quasitile.folders import write_json
+
+
+class NotFinite(InputError):
+    """A loss is NaN or infinite. `batch` is what it was computed from, as JSON can hold it."""
+
+    batch: Any = None
+
+
+def not_finite(loss: Tensor, place: str, stage: str, batch: Any) -> NotFinite:
+    """The error to raise.
+
+    Args:
+        loss: That is not finite.
+        place: In words.
+        stage: Whose `learning_rate` should be lower.
+        batch: Token ids, or texts.
+    """
+    error = NotFinite(f"the loss at {place} is {loss.item()}; lower {stage}.learning_rate")
+    error.batch = batch
+    return error
+
+
+@contextmanager
+def batch_kept(out: str | Path) -> Iterator[None]:
+    """Where a loss is not finite, write its batch to `OUT-failed.json`, and say so in the error."""
+    try:
+        yield
+    except NotFinite as error:
+        path = Path(out).with_name(f"{Path(out).name}-failed.json")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"error": str(error), "batch": error.batch})
+        raise InputError(f"{error} (its batch is in {path})") from error
+
+
+def rate_factor(fraction: float) -> float:
+    """Of the learning rate: up over the first 5 % of the steps, then down linearly to 5 %."""
+    return min(1.0, (fraction + 0.01) / 0.05) * max(0.05, 1 - fraction)
+
+
+def half_precision(enabled: bool = True) -> torch.autocast:
+    """bf16 where products are concerned, float32 elsewhere; the coefficients stay float32."""
+    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled)
+
+
+@torch.inference_mode()
+def held_out_nats(model: Any, windows: Tensor) -> float:
+    """Nats a token of next-token prediction."""
+    total = [language_model_nats(model(batch, use_cache=False).logits, batch) * len(batch) for batch in windows.split(16)]
+    return float(torch.stack(total).sum()) / len(windows)

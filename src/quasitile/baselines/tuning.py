@@ -1,0 +1,194 @@
+"""What a user would try instead of section-wise reading, trained by Transformers' own `Trainer` (paper 3.3's rivals).
+
+All of it sees the same sections as `adapt`: one pass over all questions, or over the raw text, in random
+order; what learns is everything, or LoRA adapters alone.
+"""
+
+from __future__ import annotations
+
+import random
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from quasitile.adapt.curriculum import Lesson, read_lessons, spread
+from quasitile.adapt.examples import IGNORED, answer_tokens, padded
+from quasitile.adapt.reader import pad_of
+from quasitile.baselines.lora import add_lora, known_layers, open_lora, optional
+from quasitile.checkpoint import stored_bytes
+from quasitile.compress.refit import pack_within
+from quasitile.errors import InputError
+from quasitile.folders import stage_folder
+from quasitile.runtime import is_compressed, load_model, load_trainable, save_model, tiled_matrices
+from quasitile.settings import Settings
+
+Row = tuple[list[int], list[int]]
+Batch = dict[str, Tensor]
+
+
+class TuneSettings(Settings):
+    """A baseline of reading."""
+
+    train: Literal["lora", "full"] = Field(default="lora", description="adapters alone, or everything")
+    data: Literal["questions", "text"] = "questions"
+    num_steps: int = Field(default=40, ge=1)
+    num_tokens: int = Field(default=40_000, ge=2, description="in all steps together")
+    text_tokens: int = Field(default=256, ge=2, description="a window of raw text")
+    max_sections: int = Field(default=0, ge=0, description="as for adapt")
+    learning_rate: float = Field(default=1e-3, gt=0, description="of a compressed model's codes in rounding steps")
+    lora_rank: int = Field(default=8, ge=1)
+    lora_alpha: float = Field(default=16, gt=0)
+    jitter: float = Field(default=0.45, ge=0, lt=0.5, description="as for adapt")
+    report_to: tuple[str, ...] = Field(default=(), description="Transformers' callbacks: tensorboard, trackio, wandb, mlflow")
+    seed: int = 0
+
+
+def tune(model: str | Path, reading: str | Path, out: str | Path, settings: TuneSettings | None = None) -> dict[str, Any]:
+    """Train a model on a reading folder with Transformers' `Trainer`: the baseline of `adapt`.
+
+    Args:
+        model: Dense or compressed.
+        reading: A folder that `read` wrote.
+        out: The folder to make: a model, or for `lora` PEFT's adapter to load on top of `model`.
+        settings: See `TuneSettings`.
+
+    Returns:
+        The summary.
+
+    Raises:
+        InputError: The reading folder holds nothing to train on, or PEFT is needed and not installed.
+    """
+    settings = settings or TuneSettings()
+    lessons = spread(read_lessons(reading), settings.max_sections)
+    compressed = is_compressed(model)
+    with stage_folder(out, "tune", settings, settings.seed, model=model, reading=reading) as stage:
+        loaded, tokenizer = (load_trainable if compressed else load_model)(model)
+        limit = sum(matrix.payload.numel() for matrix in tiled_matrices(loaded).values())
+        trained, seconds, num_tokens = train(loaded, tokenizer, lessons, settings)
+        if settings.train == "lora":
+            trained.save_pretrained(stage.path)
+        elif compressed:
+            stage.summary["step_factor"] = pack_within(loaded, limit)
+            save_model(loaded, tokenizer, stage.path)
+        else:
+            loaded.save_pretrained(stage.path)
+            tokenizer.save_pretrained(stage.path)
+        beside = stored_bytes(Path(model)) if settings.train == "lora" else 0  # an adapter is stored beside its model
+        stage.summary |= {
+            "stored_bytes": beside + sum(path.stat().st_size for path in stage.path.glob("*.safetensors")),
+            "num_steps": settings.num_steps,
+            "num_tokens": num_tokens,
+            "train_seconds": round(seconds, 2),
+        }
+    return stage.summary
+
+
+def train(model: Any, tokenizer: Any, lessons: list[Lesson], settings: TuneSettings) -> tuple[Any, float, int]:
+    """Train in memory.
+
+    Returns:
+        The model, inside PEFT's for `lora`; seconds; and tokens that went through it.
+    """
+    transformers = optional("transformers")
+    optional("accelerate")
+    batches = list(batches_of(tokenizer, lessons, settings, model.config.max_position_embeddings))
+    compressed = bool(tiled_matrices(model))
+    if settings.train == "lora":
+        model = add_lora(model, settings.lora_rank, settings.lora_alpha, settings.seed)
+    else:
+        train_everything(model, settings)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = transformers.TrainingArguments(
+            output_dir=folder,
+            max_steps=len(batches),
+            per_device_train_batch_size=1,  # of batches that are ready
+            learning_rate=settings.learning_rate,
+            lr_scheduler_type="linear",
+            warmup_steps=max(1, len(batches) // 20),
+            bf16=True,
+            use_cpu=not torch.cuda.is_available(),
+            save_strategy="no",
+            logging_strategy="no",
+            report_to=list(settings.report_to) or "none",
+            remove_unused_columns=False,
+            disable_tqdm=True,
+            seed=settings.seed,
+        )
+        trainer = transformers.Trainer(
+            model=model, args=arguments, train_dataset=batches, data_collator=lambda rows: rows[0], callbacks=[]
+        )
+        trainer.remove_callback(transformers.PrinterCallback)
+        started = time.monotonic()
+        with known_layers():
+            trainer.train()
+        seconds = time.monotonic() - started
+    if compressed and settings.train == "full":
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+    return model.eval(), seconds, sum(int(batch["attention_mask"].sum()) for batch in batches)
+
+
+def train_everything(model: nn.Module, settings: TuneSettings) -> None:
+    """Everything learns: all weights, or of a compressed model all coefficients, as in `adapt`."""
+    matrices = tiled_matrices(model)
+    for parameter in model.parameters():
+        parameter.requires_grad_(not matrices)
+    generator = torch.Generator().manual_seed(settings.seed)
+    for matrix in matrices.values():
+        matrix.make_trainable(generator, settings.jitter)
+        for block in matrix.rank_blocks():
+            block.gain.requires_grad_(False)
+
+
+def batches_of(tokenizer: Any, lessons: list[Lesson], settings: TuneSettings, limit: int) -> Iterator[Batch]:
+    """As many batches as there are steps, of about the same number of tokens; a pass over the data after another.
+
+    Raises:
+        InputError: A step has no room for a single row.
+    """
+    rng = random.Random(settings.seed)
+    rows = text_rows(tokenizer, lessons, settings.text_tokens) if settings.data == "text" else question_rows(tokenizer, lessons)
+    per_step, waiting, taken, pad = settings.num_tokens / settings.num_steps, [], 0, pad_of(tokenizer)
+    if per_step < 2:
+        raise InputError(f"num_tokens={settings.num_tokens} in {settings.num_steps} steps leaves none a step; raise it")
+    for step in range(settings.num_steps):
+        chosen: list[Row] = []
+        while not chosen or taken < per_step * (step + 1):
+            waiting = waiting or rng.sample(rows, len(rows))
+            chosen.append(waiting.pop())
+            taken += min(limit, len(chosen[-1][0]))
+        tokens, mask, labels = padded(chosen, pad, limit)
+        yield {"input_ids": tokens, "attention_mask": mask, "labels": labels}
+
+
+def question_rows(tokenizer: Any, lessons: list[Lesson]) -> list[Row]:
+    """Every question with its answer, which alone is learned."""
+    return [answer_tokens(tokenizer, record, "none") for lesson in lessons for record in lesson.records]
+
+
+def text_rows(tokenizer: Any, lessons: list[Lesson], length: int) -> list[Row]:
+    """The sections' running text in windows; all of it is learned."""
+    stream: list[int] = []
+    for lesson in lessons:
+        stream += tokenizer(f"{lesson.title}\n\n{lesson.text}\n\n", add_special_tokens=False)["input_ids"]
+    windows = [stream[start : start + length] for start in range(0, len(stream), length)]
+    return [(window, [IGNORED, *window[1:]]) for window in windows if len(window) > 1]
+
+
+def load_tuned(folder: str | Path, model: str | Path) -> tuple[Any, Any]:
+    """What `tune` made: a model, or the model it was trained on with its adapter on top; and the tokenizer.
+
+    Args:
+        folder: That `tune` made.
+        model: That it was given.
+    """
+    if not (Path(folder) / "adapter_config.json").is_file():
+        return load_model(folder)
+    base, tokenizer = load_model(model)
+    return open_lora(base, str(folder)), tokenizer

@@ -1,0 +1,115 @@
+"""Baselines of reading: the same sections, steps and tokens, by Transformers' trainer and by PEFT."""
+
+import json
+
+import pytest
+import torch
+
+from quasitile import CompressSettings, TuneSettings, compress, load_model, read, tune
+from quasitile.adapt.curriculum import read_lessons
+from quasitile.adapt.examples import IGNORED
+from quasitile.baselines.lora import add_lora
+from quasitile.baselines.tuning import batches_of, load_tuned, text_rows
+from quasitile.checkpoint import stored_bytes
+from quasitile.runtime import tiled_matrices
+
+PAPER = """# Oxide films
+
+## Introduction
+
+Perovskite oxide is a ceramic that carries ions. The band gap of the film is 1.1 eV.
+
+## Results
+
+Grain growth is the increase of the size of crystals. The thermal conductivity of the film is 2.5 W/(m K).
+"""
+
+
+@pytest.fixture(scope="module")
+def reading(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reading")
+    (folder / "papers").mkdir()
+    (folder / "papers" / "film.md").write_text(PAPER)
+    read(folder / "papers", folder / "reading")
+    return folder / "reading"
+
+
+@pytest.fixture(scope="module")
+def compressed(tmp_path_factory, model_folder, text_file):
+    out = tmp_path_factory.mktemp("tune") / "compressed"
+    calibration = {"num_windows": 6, "num_tokens": 32}
+    settings = {"size": "60%", "trellis": 1, "tiling": {"short": 16}, "calibration": calibration, "workers": 1}
+    compress(model_folder, out, text=text_file, settings=CompressSettings.model_validate(settings))
+    return out
+
+
+def settings(**changes):
+    return TuneSettings(**{"num_steps": 8, "num_tokens": 1600, "text_tokens": 32, **changes})
+
+
+@pytest.mark.parametrize("data", ["questions", "text"])
+def test_batches_share_the_tokens_equally_and_pass_over_everything(reading, tokenizer, data):
+    lessons = read_lessons(reading)
+    batches = list(batches_of(tokenizer, lessons, settings(data=data), 256))
+    counts = [int(batch["attention_mask"].sum()) for batch in batches]
+    longest = 64
+    assert len(batches) == 8
+    assert abs(sum(counts) - 1600) < longest
+    assert all(abs(count - 200) < longest for count in counts)
+    assert all((batch["labels"] != IGNORED).any() for batch in batches)
+    if data == "text":
+        learned = {tuple(row) for row, _ in text_rows(tokenizer, lessons, 32)}
+        seen = {
+            tuple(ids[mask.bool()].tolist())
+            for batch in batches
+            for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+        }
+        assert seen == learned
+
+
+def answer_nats(model, tokenizer, reading):
+    (batch,) = batches_of(tokenizer, read_lessons(reading), settings(num_steps=1, num_tokens=800), 256)
+    with torch.no_grad():
+        return float(model(**batch).loss)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("dense", {"train": "full", "learning_rate": 3e-3}),
+        ("compressed", {"train": "full", "learning_rate": 0.3}),
+        ("dense", {"train": "lora", "learning_rate": 3e-2}),
+        ("compressed", {"train": "lora", "learning_rate": 3e-2}),
+    ],
+    ids=str,
+)
+def test_questions_are_learned(kind, changes, compressed, model_folder, reading, tmp_path):
+    if changes["train"] == "lora":
+        pytest.importorskip("peft")
+    base = compressed if kind == "compressed" else model_folder
+    summary = tune(base, reading, tmp_path / "out", settings(**changes))
+    before, tokenizer = load_model(base)
+    after, _ = load_tuned(tmp_path / "out", base)
+    assert answer_nats(after, tokenizer, reading) < answer_nats(before, tokenizer, reading) - 0.1
+    assert summary["num_steps"] == 8
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["num_tokens"] == summary["num_tokens"]
+    if kind == "compressed" and changes["train"] == "full":
+        assert stored_bytes(tmp_path / "out") <= stored_bytes(compressed)
+
+
+def test_an_adapter_starts_as_nothing_and_leaves_the_coded_weights_alone(compressed):
+    pytest.importorskip("peft")
+    model, _ = load_model(compressed)
+    tokens = torch.arange(8, 40).view(1, 32)
+    with torch.no_grad():
+        before = model(tokens).logits.clone()
+    weights = {name: matrix.weight().clone() for name, matrix in tiled_matrices(model).items()}
+    adapted = add_lora(model, 4, 8, 0)
+    with torch.no_grad():
+        torch.testing.assert_close(adapted(tokens).logits, before)
+    learning = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
+    assert learning
+    assert all("lora_" in name for name in learning)
+    adapted(tokens).logits.sum().backward()
+    for name, matrix in tiled_matrices(adapted.base_model.model).items():
+        assert torch.equal(matrix.weight(), weights[name.removesuffix(".base_layer")])
