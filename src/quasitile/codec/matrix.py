@@ -94,16 +94,18 @@ class Coding:
         return by_share if self.ranks == "share" else self.max_rank
 
     @property
+    def _plain_residual(self) -> bool:
+        return self.residual == "identity" and self.residual_part == "all" and not self.alternations
+
+    @property
     def trellis(self) -> int:
         """States of the trellis that is used: only a residual of `identity`, coded once and whole, has one."""
-        plain = self.residual == "identity" and self.residual_part == "all" and not self.alternations
-        return self.num_states if plain else 1
+        return self.num_states if self._plain_residual else 1
 
     @property
     def entries_only(self) -> bool:
         """Whether every entry is rounded once and nothing is decomposed: the default."""
-        plain = self.residual == "identity" and self.residual_part == "all" and not self.alternations
-        return plain and not self.has_factors
+        return self._plain_residual and not self.has_factors
 
     @property
     def has_factors(self) -> bool:
@@ -117,8 +119,8 @@ INPUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "powers": lambda moment: moment.diagonal().diag(),
     "none": lambda moment: moment.diagonal().mean() * torch.eye(len(moment), dtype=moment.dtype),
 }
-# What an output's error costs, from its gradients (M,), the weight and the inputs' moment: a price a row, one for
-# the matrix, or one that gives every matrix the same mean square and with it about the same bits a number.
+# What an output's error costs, from its gradients (M,), the weight and the inputs' moment: a price a row, one for the
+# matrix, or one that gives every matrix the same mean square and with it about the same bits a number.
 PRICES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "rows": lambda gradients, weight, moment: gradients,
     "matrices": lambda gradients, weight, moment: gradients.mean().expand(len(gradients)),
@@ -200,7 +202,7 @@ def encode_matrix(
         The coded matrix, and its predicted damage in nats a token.
     """
     coding = coding or Coding()
-    if axes is None and coding.axes is not None and coding.axes != SORTED:
+    if axes is None and coding.axes not in (None, SORTED):
         axes = chosen_axes(coding.axes, coding.span, second_moment, tiling)
     if axes is not None:
         turned, moment = axes.coefficients(weight.double()), axes.moment(second_moment.double())
@@ -213,8 +215,7 @@ def encode_matrix(
         blocks, damage = encode_factors(problem, tiling, step, coding)
     else:
         blocks, damage = encode_with_residual(problem, tiling, step, coding)
-    ordered = [blocks[tile] for tile in tiling.tiles]
-    codes = problem.row_codes, problem.column_codes
+    ordered, codes = [blocks[tile] for tile in tiling.tiles], (problem.row_codes, problem.column_codes)
     coded = CodedMatrix(tiling, ordered, coding.transform, *codes, coding.residual or "identity", coding.trellis, axes=axes)
     if coding.inputs != "correlated" or coding.prices != "rows":
         damage = damage_nats(weight - decode_matrix(coded), second_moment, output_gradients)  # by all that is known
@@ -240,8 +241,7 @@ def sorted_by_scale(weight: Tensor, second_moment: Tensor, output_gradients: Ten
 def damage_nats(error: Tensor, second_moment: Tensor, output_gradients: Tensor) -> float:
     """What an error of the weight (M, N) costs, in nats a token: `1/2 tr(diag(g) E H E^T)`."""
     error = error.double()
-    rows = ((error @ second_moment.double()) * error).sum(1)
-    return 0.5 * float(rows @ output_gradients.double())
+    return 0.5 * float(((error @ second_moment.double()) * error).sum(1) @ output_gradients.double())
 
 
 def encode_factors(problem: Scaled, tiling: Tiling, step: float, coding: Coding) -> tuple[dict[Tile, Block], float]:
@@ -255,8 +255,7 @@ def encode_factors(problem: Scaled, tiling: Tiling, step: float, coding: Coding)
     if coding.factor_first:
         return encode_slices(problem, tiling, step, coding)
     blocks: dict[Tile, Block] = {}
-    damage = 0.0
-    lower, moment, num_columns = problem.lower, problem.moment, problem.weight.shape[1]
+    damage, lower, moment, num_columns = 0.0, problem.lower, problem.moment, problem.weight.shape[1]
     for band in row_bands(tiling):
         errors = torch.zeros(band[0].shape[0], num_columns, dtype=torch.float64)
         for tile in reversed(band):
@@ -267,10 +266,8 @@ def encode_factors(problem: Scaled, tiling: Tiling, step: float, coding: Coding)
                 later = errors[:, tile.column_stop :] @ lower[tile.column_stop :, columns]
                 target = target + torch.linalg.solve_triangular(inner, later, upper=False, left=False)
             truncation = Truncation(coding.truncation, coding.threshold, coding.keep)
-            fixed = coding.fixed_rank(tile.shape)
-            block = encode_tile(
-                target, inner, step, coding.transform, truncation, coding.max_rank, coding.price, fixed, coding.svd
-            )
+            ranks = coding.max_rank, coding.price, coding.fixed_rank(tile.shape)
+            block = encode_tile(target, inner, step, coding.transform, truncation, *ranks, coding.svd)
             decoded = decode_tile(block, coding.transform, "identity").double()
             errors[:, columns] = original - decoded
             damage += 0.5 * float(((target - decoded) @ inner).square().sum())
@@ -285,10 +282,9 @@ def encode_slices(problem: Scaled, tiling: Tiling, step: float, coding: Coding) 
     truncation = Truncation(coding.truncation, coding.threshold, coding.keep)
     blocks, error = {}, problem.weight.clone()
     for tile in tiling.tiles:
-        rows, columns = tile.rows, tile.columns
-        inner = damped_cholesky(problem.moment[columns, columns], coding.damping)
-        block = encode_slice(left[rows], right[columns], inner, step, coding.transform, truncation, coding.price)
-        error[rows, columns] -= decode_tile(block, coding.transform, "identity").double()
+        inner = damped_cholesky(problem.moment[tile.columns, tile.columns], coding.damping)
+        block = encode_slice(left[tile.rows], right[tile.columns], inner, step, coding.transform, truncation, coding.price)
+        error[tile.rows, tile.columns] -= decode_tile(block, coding.transform, "identity").double()
         blocks[tile] = block
     return blocks, 0.5 * float((error @ problem.lower).square().sum())
 
@@ -381,8 +377,7 @@ def decode_tile(block: Block, transform: str, residual_transform: str) -> Tensor
         return residual_part(block, residual_transform)
     left = basis(transform, block.left.shape[0], block.left.dtype).T @ (block.left * block.scale)
     right = basis(transform, block.right.shape[0], block.right.dtype).T @ block.right
-    product = left @ right.T
-    return product if block.residual is None else product + residual_part(block, residual_transform)
+    return left @ right.T if block.residual is None else left @ right.T + residual_part(block, residual_transform)
 
 
 def residual_part(block: Block, transform: str) -> Tensor:

@@ -35,17 +35,17 @@ def read_jats(path: Path, root: etree._Element | None = None) -> list[Document]:
     Raises:
         InputError: The file is not well-formed XML, or not a JATS article with text.
     """
-    root = parse_xml(path) if root is None else root
-    if local_name(root) != "article":
-        raise InputError(f"{path} is not a JATS article: its root is <{local_name(root)}>; convert it to JATS or Markdown")
-    title = _plain(root.find(".//{*}front//{*}title-group/{*}article-title"))
-    document = Document(path.stem, str(path), "jats", title or path.stem, _licence(root))
-    _read_abstracts(root, document)
-    for body in root.iterfind("{*}body"):
+    tree = root if root is not None else parse_xml(path)
+    if local_name(tree) != "article":
+        raise InputError(f"{path} is not a JATS article: its root is <{local_name(tree)}>; convert it to JATS or Markdown")
+    title = _plain(tree.find(".//{*}front//{*}title-group/{*}article-title"))
+    document = Document(path.stem, str(path), "jats", title or path.stem, _licence(tree))
+    _read_abstracts(tree, document)
+    for body in tree.iterfind("{*}body"):
         _read_section(body, document, 0, "Main text", "")
-    for floats in root.iterfind("{*}floats-group"):
+    for floats in tree.iterfind("{*}floats-group"):
         document.drop("figures", everything(floats))
-    for child in (child for back in root.iterfind("{*}back") for child in back):
+    for child in (child for back in tree.iterfind("{*}back") for child in back):
         if local_name(child) == "app-group":
             for appendix in child:
                 if _is_back_matter(appendix):

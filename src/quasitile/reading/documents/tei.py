@@ -29,14 +29,14 @@ def read_tei(path: Path, root: etree._Element | None = None) -> list[Document]:
     Raises:
         InputError: The file is not well-formed, not TEI, or without text.
     """
-    root = parse_xml(path) if root is None else root
-    if local_name(root) != "TEI":
-        raise InputError(f"{path} is not TEI: its root is <{local_name(root)}>; convert it to TEI or JATS")
-    titles = [normalise(everything(node).replace("\n", " ")) for node in root.iterfind(".//{*}titleStmt/{*}title")]
-    document = Document(path.stem, str(path), "tei", next(filter(None, titles), path.stem), _licence(root))
-    for abstract in root.iterfind(".//{*}profileDesc/{*}abstract"):
+    tree = root if root is not None else parse_xml(path)
+    if local_name(tree) != "TEI":
+        raise InputError(f"{path} is not TEI: its root is <{local_name(tree)}>; convert it to TEI or JATS")
+    titles = [normalise(everything(node).replace("\n", " ")) for node in tree.iterfind(".//{*}titleStmt/{*}title")]
+    document = Document(path.stem, str(path), "tei", next(filter(None, titles), path.stem), _licence(tree))
+    for abstract in tree.iterfind(".//{*}profileDesc/{*}abstract"):
         _division(abstract, document, 1, "Abstract", "abstract")
-    for text in root.iterfind("{*}text"):
+    for text in tree.iterfind("{*}text"):
         for part in text:
             if local_name(part) in ("front", "body"):
                 _division(part, document, 0, "Main text", "")
