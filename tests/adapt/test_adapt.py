@@ -44,7 +44,7 @@ def reading(tmp_path_factory):
 @pytest.fixture(scope="module")
 def compressed(tmp_path_factory, model_folder, text_file):
     out = tmp_path_factory.mktemp("adapt") / "compressed"
-    calibration = {"num_windows": 6, "num_tokens": 32}
+    calibration = {"num_windows": 6, "num_tokens": 32, "propagate": "original"}
     settings = {"size": "60%", "trellis": 1, "tiling": {"short": 16}, "calibration": calibration, "workers": 1}
     compress(model_folder, out, text=text_file, settings=CompressSettings.model_validate(settings))
     return out

@@ -36,7 +36,7 @@ def compressed(request, tmp_path_factory, model_folder, text_file):
         "size": {"none": "35%", "identity": "15%"}[request.param],
         "residual": request.param,
         "tiling": {"short": 16},
-        "calibration": {"num_windows": 6, "num_tokens": 32},
+        "calibration": {"num_windows": 6, "num_tokens": 32, "propagate": "original"},
         "workers": 1,
     }
     compress(model_folder, out, text=text_file, settings=CompressSettings.model_validate(settings))

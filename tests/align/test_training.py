@@ -27,7 +27,7 @@ MODEL = "model-00001-of-00001.safetensors"
 def compressed(tmp_path_factory, model_folder, text_file):
     """At 2 bits, without a trellis."""
     out = tmp_path_factory.mktemp("training") / "compressed"
-    calibration = {"num_windows": 6, "num_tokens": 32}
+    calibration = {"num_windows": 6, "num_tokens": 32, "propagate": "original"}
     settings = {"size": "15%", "trellis": 1, "tiling": {"short": 16}, "calibration": calibration, "workers": 1}
     compress(model_folder, out, text=text_file, settings=CompressSettings.model_validate(settings))
     return out
@@ -37,7 +37,7 @@ def compressed(tmp_path_factory, model_folder, text_file):
 def factors(tmp_path_factory, model_folder, text_file):
     """The paper's form."""
     out = tmp_path_factory.mktemp("training") / "factors"
-    calibration = {"num_windows": 6, "num_tokens": 32}
+    calibration = {"num_windows": 6, "num_tokens": 32, "propagate": "original"}
     settings = {"size": "35%", "residual": "none", "tiling": {"short": 16}, "calibration": calibration, "workers": 1}
     compress(model_folder, out, text=text_file, settings=CompressSettings.model_validate(settings))
     return out

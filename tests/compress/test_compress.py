@@ -18,7 +18,7 @@ from quasitile.compress.text import read_texts, sample_tokens
 from quasitile.runtime import tiled_matrices
 
 CLOSE = TOLERANCE[torch.float32]
-BASE = {"tiling": {"short": 16}, "calibration": {"num_windows": 6, "num_tokens": 32}, "workers": 1}
+BASE = {"tiling": {"short": 16}, "calibration": {"num_windows": 6, "num_tokens": 32, "propagate": "original"}, "workers": 1}
 
 
 def settings(**changes):

@@ -9,6 +9,7 @@ from tests.compress.architectures import build
 from torch.testing import assert_close
 
 from quasitile import InputError, compress, load_model
+from quasitile.checkpoint import seal
 from quasitile.compress import CompressSettings
 from quasitile.compress.calibrate import calibrate
 from quasitile.compress.order import logits_of
@@ -61,6 +62,7 @@ def test_a_folder_that_does_not_say_who_stores_the_axes_is_refused(compressed, t
     config = json.loads((tmp_path / "config.json").read_text())
     config["quantization_config"]["axes"] = ""
     (tmp_path / "config.json").write_text(json.dumps(config))
+    seal(tmp_path)
     with pytest.raises(InputError, match="refers to stored axes of 48 columns"):
         load_model(tmp_path)
 
