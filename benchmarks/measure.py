@@ -125,7 +125,7 @@ class Bench:
 
     def ours(self, changes: dict[str, Any], num_bytes: int, seed: int) -> dict[str, Any]:
         """Compress to at most so many bytes, load what was written, and score it."""
-        calibration = {"num_windows": self.args.windows, "num_tokens": WINDOW_TOKENS}
+        calibration = {**changes.get("calibration", {}), "num_windows": self.args.windows, "num_tokens": WINDOW_TOKENS}
         amount = {"size": f"{num_bytes / 1000:.3f}KB", "seed": seed}
         if "baseline" in changes:
             own = BaselineSettings.model_validate({**changes["baseline"], **amount, "calibration": calibration})

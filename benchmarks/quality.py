@@ -45,6 +45,8 @@ VARIATIONS: dict[str, dict[str, Any]] = {
     **{f"axes, {kind}": {"axes": {"kind": kind}} for kind in ("none", "stream", *AXES)},
     "axes, stream, order, energy": {"axes": {"kind": "stream"}, "order": "energy"},
     "axes, stream, no trellis, dead zone 0.6": {"axes": {"kind": "stream"}, "trellis": 1, "residual_threshold": 0.6},
+    "paper, corrected": factors("penrose"),
+    "residual, not corrected": {"calibration": {"propagate": "original"}},
     "factor first": {**factors("penrose"), "factorise": "factor first"},
 }
 

@@ -11,13 +11,14 @@ import torch
 from quasitile import AlignSettings, InputError, RecordSettings, align, compress, load_model, record
 from quasitile.align import train as training
 from quasitile.align.cutoffs import CutOffs
-from quasitile.align.layers import Stack, align_layers
+from quasitile.align.layers import align_layers
 from quasitile.align.losses import logit_kl, top_k_kl
 from quasitile.align.price import ROUNDING_POWER, BitPrice
 from quasitile.align.record import Recording
 from quasitile.align.teacher import LiveTeacher
 from quasitile.checkpoint import stored_bytes
 from quasitile.compress import CompressSettings
+from quasitile.compress.stack import Stack
 from quasitile.runtime import load_trainable, tiled_matrices
 
 MODEL = "model-00001-of-00001.safetensors"
@@ -194,7 +195,7 @@ def test_a_layer_run_by_itself_gives_what_it_gives_in_the_model(model_folder):
     stack = Stack(model)
     with torch.no_grad():
         states = model(tokens, output_hidden_states=True, use_cache=False).hidden_states
-        torch.testing.assert_close(stack.inputs(tokens), states[0])
+        torch.testing.assert_close(stack.given(tokens), states[0])
         torch.testing.assert_close(stack.layer(0, tokens, states[0]), states[1])
         last = stack.layer(1, tokens, states[1])
         torch.testing.assert_close(model.model.norm(last), states[2])

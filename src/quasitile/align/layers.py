@@ -9,8 +9,6 @@ B batch, T tokens, D hidden.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,77 +20,10 @@ from quasitile.align.settings import AlignSettings
 from quasitile.align.steps import half_precision, not_finite, rate_factor
 from quasitile.align.teacher import Teacher
 from quasitile.compress.refit import pack_within
-from quasitile.compress.stack import find_stack
+from quasitile.compress.stack import Stack
 from quasitile.compress.states import StateWriter, read_states
 from quasitile.progress import Meter
 from quasitile.runtime import tiled_matrices
-
-
-class _Reached(Exception):
-    """What a layer was given, or gave; ends the model's forward pass there."""
-
-
-class Stack:
-    """The decoder layers of a model in memory, run one at a time by the model's own forward pass.
-
-    Args:
-        model: A causal language model.
-
-    Raises:
-        NotAStack: It has no list of layers.
-    """
-
-    def __init__(self, model: Any) -> None:
-        self.model = model
-        self.path, self.layers = find_stack(model)
-        self._in_tuples = False
-
-    @contextmanager
-    def _replaced(self, forwards: dict[int, Any]) -> Iterator[None]:
-        with ExitStack() as undo:
-            for index, forward in forwards.items():
-                layer: Any = self.layers[index]
-                layer.forward = forward
-                undo.callback(lambda layer=layer: layer.__dict__.pop("forward"))
-            yield
-
-    def _run(self, batch: Tensor, forwards: dict[int, Any]) -> Tensor:
-        try:
-            with self._replaced(forwards):
-                self.model(batch, use_cache=False)
-        except _Reached as reached:
-            return reached.args[0]
-        raise AssertionError("the layer was not called")
-
-    def inputs(self, batch: Tensor) -> Tensor:
-        """What the first layer is given (B, T, D)."""
-
-        def given(*args: Any, **kwargs: Any) -> Any:
-            raise _Reached(args[0] if args else kwargs["hidden_states"])
-
-        return self._run(batch, {0: given})
-
-    def layer(self, index: int, batch: Tensor, hidden: Tensor) -> Tensor:
-        """What a layer makes of its input (B, T, D)."""
-        module = self.layers[index]
-        own = type(module).forward
-
-        def given(*args: Any, **kwargs: Any) -> Any:
-            kwargs.pop("hidden_states", None)
-            out = own(module, hidden, *args[1:], **kwargs)
-            raise _Reached(out[0] if isinstance(out, tuple) else out)
-
-        def passed(*args: Any, **kwargs: Any) -> Any:
-            same = args[0] if args else kwargs["hidden_states"]
-            return (same,) if self._in_tuples else same
-
-        try:
-            return self._run(batch, {**dict.fromkeys(range(index), passed), index: given})
-        except (AttributeError, TypeError, RuntimeError):
-            if self._in_tuples or not index:
-                raise
-            self._in_tuples = True  # layers of this architecture give tuples
-            return self.layer(index, batch, hidden)
 
 
 def align_layers(student: Any, teacher: Teacher, rows: list[int], settings: AlignSettings) -> list[dict[str, Any]]:
@@ -117,7 +48,7 @@ def align_layers(student: Any, teacher: Teacher, rows: list[int], settings: Alig
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         spill(teacher, rows, len(stack.layers), place, settings.batch_size)
-        write(place / "given", windows, settings.batch_size, lambda _, batch: stack.inputs(batch))
+        write(place / "given", windows, settings.batch_size, lambda _, batch: stack.given(batch))
         with Meter("align layer by layer", (len(stack.layers) - 1) * settings.layer_steps) as meter:
             for index in range(len(stack.layers) - 1):
                 layer = stack.layers[index]
