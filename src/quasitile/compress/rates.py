@@ -34,7 +34,7 @@ class Rates:
 
 
 # One core of a Xeon with AVX-512: `quasitile inspect MODEL --measure` on an idle machine (docs/results/speed.md).
-USUAL = Rates(flops=40e9, weights=8e6)
+USUAL = Rates(flops=40e9, weights=3e6)
 
 
 @dataclass(frozen=True)
