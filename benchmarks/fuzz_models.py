@@ -49,7 +49,8 @@ from transformers.utils import logging as transformers_logging
 
 from quasitile import InputError, load_model
 from quasitile.checkpoint import seal
-from quasitile.codec.matrix import Coding, encode_matrix
+from quasitile.codec.coding import Coding
+from quasitile.codec.matrix import encode_matrix
 from quasitile.codec.structure import Structure
 from quasitile.codec.tiling import TILINGS
 from quasitile.runtime import compressible_layers, convert, save_model, tiled_matrices

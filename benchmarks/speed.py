@@ -37,7 +37,8 @@ from rich.console import Console
 from torch import Tensor
 
 from quasitile.codec.block import CodedMatrix
-from quasitile.codec.matrix import Coding, decode_matrix, encode_matrix
+from quasitile.codec.coding import Coding
+from quasitile.codec.matrix import decode_matrix, encode_matrix
 from quasitile.codec.packing import pack
 from quasitile.codec.spectrum import basis
 from quasitile.codec.tiling import TILINGS

@@ -20,8 +20,9 @@ from quasitile.codec.axes import (
     order_of_scales,
     pivoted_order,
 )
+from quasitile.codec.coding import Coding
 from quasitile.codec.factors import scale_values
-from quasitile.codec.matrix import Coding, decode_matrix, encode_matrix
+from quasitile.codec.matrix import decode_matrix, encode_matrix
 from quasitile.codec.packing import estimated_bytes, pack, unpack
 from quasitile.codec.tiling import TILINGS
 from quasitile.runtime import TiledMatrix

@@ -5,8 +5,9 @@ import torch
 from tests.codec.test_factors import problem, true_damage
 from torch.testing import assert_close
 
+from quasitile.codec.coding import Coding
 from quasitile.codec.factors import SVDS, damped_cholesky, randomised_svd, scale_values, whitened_svd
-from quasitile.codec.matrix import Coding, decode_matrix, encode_matrix, scaled
+from quasitile.codec.matrix import decode_matrix, encode_matrix, scaled
 from quasitile.codec.packing import pack, unpack
 from quasitile.codec.tiling import TILINGS
 

@@ -7,6 +7,7 @@ import torch
 from tests.conftest import TOLERANCE
 from torch.testing import assert_close
 
+from quasitile.codec.coding import Coding
 from quasitile.codec.factors import (
     damped_cholesky,
     kept_rank,
@@ -16,7 +17,7 @@ from quasitile.codec.factors import (
     solve_left,
     whitened_svd,
 )
-from quasitile.codec.matrix import Coding, decode_matrix, encode_matrix
+from quasitile.codec.matrix import decode_matrix, encode_matrix
 from quasitile.codec.packing import pack, unpack
 from quasitile.codec.spectrum import TRANSFORMS
 from quasitile.codec.tiling import TILINGS

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+from quasitile.codec.coding import Coding
 from quasitile.codec.factors import scale_values
-from quasitile.codec.matrix import Coding, decode_matrix, encode_matrix
+from quasitile.codec.matrix import decode_matrix, encode_matrix
 from quasitile.codec.packing import pack, unpack
 from quasitile.codec.plain import block_edges, code_rows, column_cuts, input_side, part_of, row_scale_codes, unit_of
 from quasitile.codec.plain_packing import CodeStore, grouped_bands, pack_plain, sampled_bytes

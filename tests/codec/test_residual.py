@@ -8,8 +8,9 @@ from tests.codec.test_factors import problem, true_damage
 from tests.conftest import TOLERANCE
 from torch.testing import assert_close
 
+from quasitile.codec.coding import Coding
 from quasitile.codec.factors import damped_cholesky, scale_values
-from quasitile.codec.matrix import Coding, decode_matrix, encode_matrix
+from quasitile.codec.matrix import decode_matrix, encode_matrix
 from quasitile.codec.packing import pack, unpack
 from quasitile.codec.residual import feedback_codes, spectral_codes
 from quasitile.codec.spectrum import TRANSFORMS

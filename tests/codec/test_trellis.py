@@ -7,9 +7,10 @@ import pytest
 import torch
 from tests.codec.test_factors import problem
 
+from quasitile.codec.coding import Coding
 from quasitile.codec.factors import damped_cholesky, scale_values
 from quasitile.codec.machine import POLYNOMIALS, STATES, codes_of, machine, points_of
-from quasitile.codec.matrix import Coding, decode_matrix, encode_matrix
+from quasitile.codec.matrix import decode_matrix, encode_matrix
 from quasitile.codec.packing import pack, unpack
 from quasitile.codec.residual import feedback_codes
 from quasitile.codec.tiling import TILINGS

@@ -12,7 +12,8 @@ from torch.nn.functional import kl_div
 from torch.testing import assert_close
 
 from quasitile import InputError, compress, load_model
-from quasitile.codec.matrix import Coding, decode_matrix
+from quasitile.codec.coding import Coding
+from quasitile.codec.matrix import decode_matrix
 from quasitile.codec.tiling import fibonacci
 from quasitile.compress import CompressSettings, token_windows
 from quasitile.compress.allocate import Job, allocate

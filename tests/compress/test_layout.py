@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from quasitile.codec.block import Tile
-from quasitile.codec.matrix import Coding, encode_matrix, scaled
+from quasitile.codec.coding import Coding
+from quasitile.codec.matrix import encode_matrix, scaled
 from quasitile.codec.packing import estimated_bytes
 from quasitile.codec.tiling import SUPERTILE_LEVEL, TILINGS, hierarchical, level_width, long_width
 from quasitile.compress.allocate import Job

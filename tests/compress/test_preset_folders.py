@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from quasitile import BaselineSettings, InputError, baseline, compress, load_model, load_recipe, run
 from quasitile.checkpoint import stored_bytes
-from quasitile.codec.matrix import Coding
+from quasitile.codec.coding import Coding
 from quasitile.compress import CompressSettings
 from quasitile.compress.numbers import number_share, structure_for, with_share
 from quasitile.recipe import presets

@@ -3,7 +3,8 @@
 import torch
 from tests.compress.architectures import build
 
-from quasitile.codec.matrix import Coding, encode_matrix
+from quasitile.codec.coding import Coding
+from quasitile.codec.matrix import encode_matrix
 from quasitile.codec.tiling import TILINGS
 from quasitile.runtime import compressible_layers, convert, save_model
 

@@ -7,7 +7,8 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
 from quasitile import InputError, execution, load_model, set_execution
-from quasitile.codec.matrix import Coding, decode_matrix, encode_matrix
+from quasitile.codec.coding import Coding
+from quasitile.codec.matrix import decode_matrix, encode_matrix
 from quasitile.codec.stored import StoredMatrix
 from quasitile.codec.structure import Structure
 from quasitile.codec.tiling import TILINGS

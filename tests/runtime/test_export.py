@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from quasitile import InputError, export, load_model
 from quasitile.checkpoint.shards import tensor_headers, weight_files
-from quasitile.codec.matrix import Coding
+from quasitile.codec.coding import Coding
 from quasitile.runtime.export import ExportSettings
 from quasitile.runtime.plugin import GUARD, SENTENCE
 

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from quasitile.codec.block import Tile, Tiling
+from quasitile.codec.coding import Coding
 from quasitile.codec.factors import damped_cholesky, scale_codes, scale_values
-from quasitile.codec.matrix import Coding, residual_codes
+from quasitile.codec.matrix import residual_codes
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def input_side(moment: Tensor, edges: Sequence[int], coding: Coding) -> InputSid
         size, root = stop - start, roots[start:stop]
         even = (block[:size, :size].float() / root).div_(root[:, None])
         own = max(float(even.diagonal().mean()), 1e-30)
-        factor = damped_cholesky(even, coding.damping * usual / own, torch.float32).mul_(root[:, None])
+        factor = damped_cholesky(even, coding.damping_of(size) * usual / own, torch.float32).mul_(root[:, None])
         column_codes[start:stop] = scale_codes(factor.diagonal())
         lower[place, :size, :size] = factor.div_(scale_values(column_codes[start:stop])[:, None])
     return InputSide(column_codes, lower, tuple(edges))

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from quasitile.codec.axes import Axes
 from quasitile.codec.block import CodedMatrix, Tiling
+from quasitile.codec.coding import Coding
 from quasitile.codec.factors import kept_rank, rounded_normal_bits, whitened_svd
-from quasitile.codec.matrix import Coding, damage_nats, decode_matrix, encode_matrix, scaled
+from quasitile.codec.matrix import damage_nats, decode_matrix, encode_matrix, scaled
 from quasitile.codec.packing import pack
 from quasitile.codec.structure import Structure
 from quasitile.codec.trellis import trellis_normal_bits

@@ -24,7 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quasitile.codec.matrix import Coding, decode_matrix
+from quasitile.codec.coding import Coding
+from quasitile.codec.matrix import decode_matrix
 from quasitile.compress.allocate import CLOSE, Allocation, Coded, Job, encode_all
 from quasitile.compress.calibrate import Moments
 from quasitile.compress.stack import Captured, Stack
@@ -32,7 +33,7 @@ from quasitile.progress import track
 from quasitile.runtime import Place
 from quasitile.runtime.layers import KINDS
 
-RIDGE, RIDGE_OF_FEW_TOKENS = 0.05, 1.0  # shares of the mean power; the second times columns over tokens
+RIDGE, RIDGE_OF_FEW_TOKENS = 0.05, 4.0  # shares of the mean power; the second times columns over tokens
 SAME = 1e-3  # how far from unity the gain may be of what is added to the hidden states
 LARGEST_MOVE = 0.3  # of the logarithm of the step
 SHARE_OF_LATEST = 0.3  # in the running mean of how sizes differ from the plan

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from quasitile.checkpoint import check_tensors, stored_bytes, tensor_headers
 from quasitile.checkpoint.shards import checksum, weight_files
-from quasitile.codec.matrix import Coding
+from quasitile.codec.coding import Coding
 from quasitile.compress.fanout import fan_out
 from quasitile.compress.journal import Journal
 from quasitile.compress.numbers import number_share

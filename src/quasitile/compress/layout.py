@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from quasitile.codec.block import Tile
+from quasitile.codec.coding import Coding
 from quasitile.codec.factors import kept_rank, rounded_normal_bits, whitened_svd
-from quasitile.codec.matrix import Coding, Scaled, scaled
+from quasitile.codec.matrix import Scaled, scaled
 from quasitile.codec.tiling import hierarchical
 from quasitile.compress.allocate import Job, first_step, in_threads
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from quasitile.codec.matrix import Coding
+from quasitile.codec.coding import Coding
 from quasitile.codec.structure import Structure
 
 LEAST_SHARE = 1e-6

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from quasitile.checkpoint.streams import Stored, write_streamed_shards
-from quasitile.codec.matrix import Coding
+from quasitile.codec.coding import Coding
 from quasitile.codec.packing import unpack
 from quasitile.codec.plain import block_edges, column_cuts, input_side, is_plain
 from quasitile.codec.tiling import TILINGS

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from quasitile.checkpoint import check_tensors, stored_bytes, tensor_headers
-from quasitile.codec.matrix import Coding
+from quasitile.codec.coding import Coding
 from quasitile.codec.packing import unpack
 from quasitile.codec.tiling import TILINGS
 from quasitile.compress.allocate import Coded, Job, allocate, describe_matrix
@@ -234,6 +234,7 @@ def coding_for(settings: CompressSettings, share: float) -> Coding:
         residual=None if settings.residual == "none" else settings.residual,
         residual_threshold=settings.residual_threshold,
         num_states=settings.trellis,
+        num_tokens=settings.calibration.num_windows * settings.calibration.num_tokens,
         row_damping=settings.row_damping,
         truncation=settings.spectrum.truncation,
         keep=settings.spectrum.keep,

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
-from quasitile.codec.matrix import Coding, encode_matrix
+from quasitile.codec.coding import Coding
+from quasitile.codec.matrix import encode_matrix
 from quasitile.codec.packing import pack
 from quasitile.codec.tiling import TILINGS
 

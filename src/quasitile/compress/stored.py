@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from quasitile.checkpoint.streams import TensorReader
-from quasitile.codec.matrix import Coding
+from quasitile.codec.coding import Coding
 from quasitile.codec.plain import InputSide, input_side
 from quasitile.compress.calibrate import Moments
 from quasitile.compress.journal import Journal

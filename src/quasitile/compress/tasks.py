@@ -18,8 +18,9 @@ from torch import Tensor
 from quasitile.checkpoint.shards import checksum
 from quasitile.checkpoint.streams import TensorReader
 from quasitile.codec.block import Tile, Tiling
+from quasitile.codec.coding import Coding
 from quasitile.codec.factors import scale_values
-from quasitile.codec.matrix import Coding, decode_matrix, encode_matrix
+from quasitile.codec.matrix import decode_matrix, encode_matrix
 from quasitile.codec.packing import pack
 from quasitile.codec.plain import InputSide, code_rows, is_plain, part_of, row_scale_codes, unit_of
 from quasitile.codec.plain_packing import CodeStore, grouped_bands, pack_plain, sampled_bytes
@@ -32,6 +33,7 @@ from quasitile.runtime.skeleton import Skeleton
 
 NUMBERS_AT_A_TIME, ROWS_AT_A_TIME = 1 << 24, 1024  # of a weight
 SAMPLED_ROWS, SAMPLED_SHARE = 128, 32  # at least so many rows of a matrix, and one in so many
+SAMPLED_NUMBERS = 1 << 22  # at most, of a very tall one
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ def estimate(task: MatrixTask) -> Any:
 def sampled_rows(task: MatrixTask) -> tuple[Tensor, Tensor]:
     """Numbers of some rows, evenly spread, and the rows (R, N)."""
     num_rows = task.shape[0]
-    count = min(num_rows, max(SAMPLED_ROWS, num_rows // SAMPLED_SHARE))
+    count = min(num_rows, max(SAMPLED_ROWS, min(num_rows // SAMPLED_SHARE, SAMPLED_NUMBERS // task.shape[1])))
     rows = ((torch.arange(count, dtype=torch.float64) + 0.5) * num_rows / count).long()
     return rows, torch.cat([task.rows(int(row), int(row) + 1) for row in rows])
 
