@@ -21,7 +21,7 @@ from quasitile.codec.packing import tile_corners
 from quasitile.codec.payload import HEADER, MAGIC, NO_AXES
 from quasitile.codec.spectrum import TRANSFORMS
 
-IN_MEMORY_BYTES = 1 << 28
+IN_MEMORY_BYTES = 1 << 26
 SAMPLE = 1 << 13
 BYTES_OF_TILE = 17  # rank, three lengths, half a word lost at its end
 

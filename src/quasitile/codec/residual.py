@@ -7,6 +7,8 @@ and one step serves all entries of all matrices (docs/mathematics.md).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -41,13 +43,10 @@ def feedback_codes(
     exact = (target / step).T.contiguous()  # (N, M): a column of the matrix in one piece, and everything in steps
     errors, codes = exact.clone(), torch.empty_like(exact)
 
-    def descend(start: int, stop: int) -> None:
-        if stop - start > width:
-            middle = (start + stop) // 2
-            descend(middle, stop)
-            exact[start:middle].addmm_(ratio[middle:stop, start:middle].T, errors[middle:stop])
-            descend(start, middle)
-            return
+    for start, stop, later in in_halves(0, len(exact), width):
+        if later > stop:
+            exact[start:stop].addmm_(ratio[stop:later, start:stop].T, errors[stop:later])
+            continue
         for j in range(stop - 1, start - 1, -1):
             if j + 1 < stop:
                 exact[j].addmv_(errors[j + 1 : stop].T, ratio[j + 1 : stop, j])
@@ -55,9 +54,22 @@ def feedback_codes(
                 exact[j] *= kept[:, j]
             codes[j] = round_with_dead_zone(exact[j], threshold)
             errors[j] -= codes[j]
-
-    descend(0, len(exact))
     return codes.T, exact.T
+
+
+def in_halves(start: int, stop: int, width: int) -> Iterator[tuple[int, int, int]]:
+    """What `feedback_codes` does to columns, in order.
+
+    Yields:
+        (a, b, b): round columns a to b, at most `width` of them; (a, b, c): hand the errors of columns b to c to a to b.
+    """
+    if stop - start <= width:
+        yield start, stop, stop
+        return
+    middle = (start + stop) // 2
+    yield from in_halves(middle, stop, width)
+    yield start, middle, stop
+    yield from in_halves(start, middle, width)
 
 
 def kept_entries(rest: Tensor, part: str, share: float) -> Tensor | None:
