@@ -115,6 +115,8 @@ class Bench:
                 "replay_windows": 2,
                 "replay_tokens": 96,
                 "learning_rate": self.args.rate,
+                "gate_nats": self.args.forget,
+                "forget_nats": self.args.forget,
                 "max_new_tokens": 12,
                 "seed": seed,
                 **changes,
@@ -177,6 +179,9 @@ def main() -> None:
     parser.add_argument("--sections", type=int, default=6, help="that are taught, evenly spread over the articles")
     parser.add_argument("--steps", type=int, default=10, help="a section")
     parser.add_argument("--rate", type=float, default=0.1, help="rounding steps a step of Adam")
+    parser.add_argument(
+        "--forget", type=float, default=0.1, help="nats of general text that a section, and the whole reading, may cost"
+    )
     parser.add_argument("--questions", type=int, default=48, help="of a kind that are asked")
     parser.add_argument("--scored", type=int, default=4096, help="tokens of each text")
     parser.add_argument("--seeds", type=int, default=3)
@@ -185,7 +190,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("learning.jsonl"))
     args = parser.parse_args()
     results = Results(args.out)
-    setting = {key: getattr(args, key) for key in ("size", "sections", "steps", "rate", "papers")}
+    setting = {key: getattr(args, key) for key in ("size", "sections", "steps", "rate", "forget", "papers")}
     if args.table:
         print(table(results.find(setting)))
         return

@@ -27,6 +27,13 @@ def test_an_empty_papers_folder(quasitile, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_what_the_package_carries_goes_by_name(quasitile, tmp_path):
+    assert quasitile("inspect", "embedded:base") == (0, [])
+    refused(quasitile("inspect", "embedded:none"), "embedded:none is not among", "give a path")
+    command = ("compress", "embedded:base", tmp_path / "out", "--text", "embedded:none")
+    refused(quasitile(*command), "embedded:none is not among", "give a path")
+
+
 def test_an_unknown_key(quasitile, tmp_path):
     (tmp_path / "recipe.yaml").write_text("compress: {sise: 25%}")
     refused(quasitile("run", tmp_path / "recipe.yaml", "--out", tmp_path / "run"), "compress.sise", "did you mean size?")

@@ -24,9 +24,22 @@ app = typer.Typer(
 )  # fmt: skip
 screen = Console(highlight=False)
 
+
+def located(value: Any) -> Any:
+    """An argument with `embedded:NAME` and `$VARIABLE` filled in."""
+    from quasitile.recipe import resolve
+
+    return None if value is None else type(value)(resolve(str(value)))
+
+
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated.")]
 Out = Annotated[Path, typer.Argument(help="The folder to make.")]
-Text = Annotated[Path, typer.Option("--text", help="General text: JSON lines with a `text` key, or a text file.")]
+Text = Annotated[
+    Path, typer.Option("--text", callback=located, help="General text: JSON lines with a `text` key, or a text file.")
+]
+Model = Annotated[
+    str, typer.Argument(callback=located, help="A model folder, a hub name, or embedded:base, which the package carries.")
+]
 
 
 def settings_of(kind: Any, changes: Sequence[str] | None) -> Any:
@@ -53,7 +66,9 @@ def run(
 
 @app.command()
 def inspect(
-    model: Annotated[str, typer.Argument(help="A model folder, a config.json, or a hub name.")],
+    model: Annotated[
+        str, typer.Argument(callback=located, help="A model folder, a config.json, a hub name, or embedded:base.")
+    ],
     out: Annotated[Path | None, typer.Option("--out", help="Also write plan.json into this folder.")] = None,
     picture: Annotated[Path | None, typer.Option("--picture", help="Also draw a tiling: an SVG file.")] = None,
     matrix: Annotated[str | None, typer.Option("--matrix", help="Whose tiling is drawn; else the largest's.")] = None,
@@ -69,14 +84,14 @@ def inspect(
 
 
 @app.command()
-def sample(model: str, out: Out, changes: Set = None) -> None:
+def sample(model: Model, out: Out, changes: Set = None) -> None:
     """General text in the model's own words, for when no text is given."""
     show(quasitile.sample(model, out, settings_of(quasitile.SampleSettings, changes)))
 
 
 @app.command()
 def compress(
-    model: str,
+    model: Model,
     out: Out,
     text: Text,
     size: Annotated[str | None, typer.Option("--size", help="25%, 4GB or 7B (parameters).")] = None,
@@ -99,16 +114,16 @@ def compress(
 
 
 @app.command()
-def record(model: str, out: Out, text: Text, changes: Set = None) -> None:
+def record(model: Model, out: Out, text: Text, changes: Set = None) -> None:
     """Keep the original's hidden states and likeliest next tokens on disk, for `align` without the original."""
     show(quasitile.record(model, out, text=text, settings=settings_of(quasitile.RecordSettings, changes)))
 
 
 @app.command()
 def align(
-    model: str,
+    model: Model,
     out: Out,
-    teacher: Annotated[str, typer.Option(help="The original model, or what `record` kept of it.")],
+    teacher: Annotated[str, typer.Option(callback=located, help="The original model, or what `record` kept of it.")],
     text: Text,
     changes: Set = None,
 ) -> None:
@@ -118,7 +133,7 @@ def align(
 
 @app.command()
 def read(
-    papers: Path,
+    papers: Annotated[Path, typer.Argument(callback=located, help="A folder, a file, or embedded:papers.")],
     out: Out,
     export: Annotated[Path | None, typer.Option("--export", help="Also write it for TRL, LLaMA-Factory and Axolotl.")] = None,
     changes: Set = None,
@@ -145,11 +160,11 @@ def curate(
 
 @app.command()
 def adapt(
-    model: str,
+    model: Model,
     reading: Path,
     out: Out,
     text: Text,
-    teacher: Annotated[str | None, typer.Option(help="The original model, to stay close to.")] = None,
+    teacher: Annotated[str | None, typer.Option(callback=located, help="The original model, to stay close to.")] = None,
     changes: Set = None,
 ) -> None:
     """Learn section by section, on the blocks that matter for each."""
@@ -158,7 +173,7 @@ def adapt(
 
 
 @app.command()
-def tune(model: str, reading: Path, out: Out, changes: Set = None) -> None:
+def tune(model: Model, reading: Path, out: Out, changes: Set = None) -> None:
     """What `adapt` is compared with: LoRA, one pass over all questions or the raw text, full fine-tuning."""
     show(quasitile.tune(model, reading, out, settings_of(quasitile.TuneSettings, changes)))
 
@@ -166,7 +181,7 @@ def tune(model: str, reading: Path, out: Out, changes: Set = None) -> None:
 @app.command()
 def evaluate(
     out: Out,
-    original: Annotated[str | None, typer.Option(help="The dense model.")] = None,
+    original: Annotated[str | None, typer.Option(callback=located, help="The dense model.")] = None,
     compressed: Annotated[str | None, typer.Option()] = None,
     aligned: Annotated[str | None, typer.Option()] = None,
     adapted: Annotated[str | None, typer.Option()] = None,
@@ -198,7 +213,7 @@ def evaluate(
 
 @app.command()
 def export(
-    model: str,
+    model: Model,
     out: Out,
     dtype: Annotated[str, typer.Option("--dtype", help="bf16, fp16 or fp32.")] = "bf16",
     changes: Set = None,
@@ -210,7 +225,7 @@ def export(
 
 @app.command()
 def chat(
-    model: str,
+    model: Model,
     system: Annotated[str, typer.Option("--system", help="The system message.")] = "",
     dtype: Annotated[str, typer.Option("--dtype", help="Of the arithmetic: bf16, fp16 or fp32.")] = "fp32",
     execution: Annotated[str, typer.Option("--execution", help="auto, dense, factored or lazy.")] = "auto",

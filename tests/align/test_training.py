@@ -2,6 +2,7 @@
 
 import json
 import math
+import statistics
 import os
 import sys
 
@@ -183,8 +184,12 @@ def test_a_recording_goes_on_where_it_was_killed_and_damage_is_noticed(
 
 
 def test_alignment_from_a_recording_needs_no_original(compressed, recording, text_file, tmp_path):
-    summary = align(compressed, tmp_path / "out", teacher=recording, text=text_file, settings=settings(learning_rate=0.05))
-    assert losses(tmp_path / "out")[-1] < losses(tmp_path / "out")[0]
+    summary = align(
+        compressed, tmp_path / "out", teacher=recording, text=text_file, settings=settings(num_steps=16, learning_rate=0.05)
+    )
+
+    found = losses(tmp_path / "out")
+    assert statistics.fmean(found[-4:]) < statistics.fmean(found[:4])
     assert math.isfinite(summary["damage_before_nats"])
     with pytest.raises(InputError, match=r"set align\.num_tokens=32"):
         align(compressed, tmp_path / "bad", teacher=recording, text=text_file, settings=settings(num_tokens=16))

@@ -293,6 +293,9 @@ def test_windows_never_repeat(tokenizer):
     windows = token_windows(tokenizer, ["the band gap of silicon is 1.1 eV " * 40], 8, 10**6, seed=1)
     again = token_windows(tokenizer, ["the band gap of silicon is 1.1 eV " * 40], 8, 3, seed=1)
     assert torch.equal(windows[:3], again)
+    assert torch.equal(
+        token_windows(tokenizer, ["the band gap of silicon is 1.1 eV " * 40], 8, 10**6, 1, from_end=True).flip(0), windows
+    )
 
 
 def test_skipped_matrices_stay_as_they_are_and_count_in_full(model_folder, text_file, tmp_path):

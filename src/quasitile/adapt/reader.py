@@ -116,7 +116,7 @@ def open_reader(model: str | Path, teacher: str | Path | None, text: str | Path,
         raise InputError("adapt.guidance_weight needs the original model; give --teacher, or leave guidance out")
     student, tokenizer = load_trainable(model)
     original = load_model(teacher)[0] if teacher is not None else None
-    windows = token_windows(tokenizer, read_texts(text), settings.replay_tokens, 10**9, settings.seed)
+    windows = token_windows(tokenizer, read_texts(text), settings.replay_tokens, 10**9, settings.seed, from_end=True)
     if len(windows) <= settings.gate_windows:
         raise InputError(
             f"{text} gives {len(windows)} windows of {settings.replay_tokens} tokens, the gate alone needs "

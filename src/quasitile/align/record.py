@@ -70,7 +70,9 @@ def record(model: str | Path, out: str | Path, *, text: str | Path, settings: Re
     """
     settings = settings or RecordSettings()
     tokenizer = load_tokenizer(model)
-    windows = token_windows(tokenizer, read_texts(text), settings.num_tokens, settings.num_windows, settings.seed)
+    windows = token_windows(
+        tokenizer, read_texts(text), settings.num_tokens, settings.num_windows, settings.seed, from_end=True
+    )
     with stage_folder(out, "record", settings, settings.seed, resume=True, model=model, text=text) as stage:
         purpose = {"model": str(model), "windows": windows.double().mul(torch.arange(1, windows.shape[1] + 1)).sum().item()}
         journal = Journal(stage.path, {**purpose, **settings.model_dump(mode="json")})

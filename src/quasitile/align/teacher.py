@@ -77,5 +77,5 @@ def open_teacher(
         if length != num_tokens:
             raise InputError(f"{teacher} was recorded in windows of {length} tokens; set align.num_tokens={length}")
         return recording
-    windows = token_windows(tokenizer, read_texts(text), num_tokens, 10**9, seed)
+    windows = token_windows(tokenizer, read_texts(text), num_tokens, 10**9, seed, from_end=True)
     return LiveTeacher(load_model(teacher)[0], windows, in_half_precision)

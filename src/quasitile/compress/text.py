@@ -94,10 +94,12 @@ def read_texts(path: str | Path) -> list[str]:
     return texts
 
 
-def token_windows(tokenizer: Any, texts: list[str], length: int, count: int, seed: int = 0) -> Tensor:
+def token_windows(tokenizer: Any, texts: list[str], length: int, count: int, seed: int = 0, from_end: bool = False) -> Tensor:
     """Windows of tokens (count, length), cut without overlap and drawn in random order.
 
-    Fewer windows come back where the texts are shorter; they are never repeated.
+    Fewer windows come back where the texts are shorter; they are never repeated. Calibration draws from the
+    beginning of the order, training `from_end`: a model is damaged much less on the text it was calibrated on, so
+    held-out windows should not be among it.
 
     Raises:
         InputError: The texts hold less than one window.
@@ -111,4 +113,4 @@ def token_windows(tokenizer: Any, texts: list[str], length: int, count: int, see
         raise InputError(f"the text holds {len(stream)} tokens, fewer than one window of {length}; give more text")
     windows = torch.tensor(stream[: num_windows * length]).view(num_windows, length)
     order = torch.randperm(num_windows, generator=torch.Generator().manual_seed(seed))
-    return windows[order[:count]]
+    return windows[(order.flip(0) if from_end else order)[:count]]
