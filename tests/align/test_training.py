@@ -2,8 +2,8 @@
 
 import json
 import math
-import statistics
 import os
+import statistics
 import sys
 
 import pytest
