@@ -14,6 +14,7 @@ import yaml
 import quasitile
 from quasitile import InputError, load_model, load_recipe, run
 from quasitile.checkpoint import stored_bytes
+from quasitile.run import stage_calls
 
 PAPER = """# {title}
 
@@ -125,6 +126,20 @@ def test_a_lost_stage_is_done_again_and_gives_the_same_bytes(finished, recipe_fi
     run(recipe_file, again)
     file = "model-00001-of-00001.safetensors"
     assert (again / "aligned" / file).read_bytes() == (finished[0] / "aligned" / file).read_bytes()
+
+
+def test_with_a_warm_up_the_model_that_learned_is_compressed(finished, recipe_file, tmp_path):
+    changes = ["warm_up.num_steps=2", "warm_up.num_tokens=128", "warm_up.text_tokens=32", "warm_up.learning_rate=0.01"]
+    recipe = load_recipe(recipe_file, changes)
+    for folder in ("text", "reading"):
+        shutil.copytree(finished[0] / folder, tmp_path / folder)
+    calls = stage_calls(recipe, tmp_path, recipe.model, recipe.papers)
+    assert list(calls) == ["inspect", "sample", "read", "warm_up", "compress", "align", "adapt", "evaluate"]
+    assert calls["warm_up"]()["num_steps"] == 2
+    calls["compress"]()
+    assert json.loads((tmp_path / "compressed" / "provenance.json").read_text())["inputs"]["model"].endswith("warmed-up")
+    before, after = (load_model(folder)[0].state_dict() for folder in (recipe.model, tmp_path / "warmed-up"))
+    assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
 def test_another_recipe_is_refused(finished, recipe_file):

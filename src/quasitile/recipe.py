@@ -40,6 +40,16 @@ class Data(Settings):
     choices: dict[str, str] = Field(default={}, description="multiple-choice questions or a glossary, by name")
 
 
+class WarmUp(Settings):
+    """Whether the original learns the papers' text a little before it is compressed."""
+
+    num_steps: int = Field(default=0, ge=0, description="0 for not at all")
+    num_tokens: int = Field(default=40_000, ge=2, description="in all steps together")
+    text_tokens: int = Field(default=256, ge=2, description="a window")
+    learning_rate: float = Field(default=1e-4, gt=0)
+    seed: int = 0
+
+
 class Recipe(Settings):
     """Everything that a run does."""
 
@@ -50,6 +60,7 @@ class Recipe(Settings):
     data: Data = Data()
     inspect: InspectSettings = InspectSettings()
     sample: SampleSettings = SampleSettings()
+    warm_up: WarmUp = WarmUp()
     compress: CompressSettings = CompressSettings()
     baseline: BaselineSettings = BaselineSettings()
     align: AlignSettings = AlignSettings()

@@ -9,6 +9,7 @@ from typing import Any
 
 from quasitile.adapt import adapt
 from quasitile.align import align
+from quasitile.baselines import TuneSettings, tune
 from quasitile.checkpoint import stored_bytes
 from quasitile.compress import compress, inspect, sample
 from quasitile.errors import InputError
@@ -22,6 +23,7 @@ from quasitile.report import report
 FOLDERS = {
     "inspect": "plan",
     "sample": "text",
+    "warm_up": "warmed-up",
     "compress": "compressed",
     "align": "aligned",
     "read": "reading",
@@ -31,6 +33,7 @@ FOLDERS = {
 TITLES = {
     "inspect": "look at the model",
     "sample": "sample general text from the model",
+    "warm_up": "let the original read the text of the papers",
     "compress": "compress",
     "align": "align with the original",
     "read": "read the papers",
@@ -42,7 +45,8 @@ TITLES = {
 def run(recipe: str | Path | Recipe | None = None, out: str | Path = "run", *, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Everything in order: inspect, compress, align, read, adapt, evaluate, report.
 
-    Finished stages are kept: a run that was stopped goes on where it stopped.
+    With a warm-up, the papers are read first and the original learns their text; what is compressed, and imitated
+    afterwards, is the model that has. Finished stages are kept: a run that was stopped goes on where it stopped.
 
     Args:
         recipe: A YAML file or a `Recipe`; the embedded one by default.
@@ -116,6 +120,12 @@ def stage_calls(recipe: Recipe, out: Path, model: str, papers: str) -> dict[str,
     text = Path(resolve(data.text)) if data.text else out / FOLDERS["sample"] / "samples.jsonl"
     place = {stage: out / folder for stage, folder in FOLDERS.items()}
 
+    warmed = str(place["warm_up"]) if recipe.warm_up.num_steps else model
+
+    def warm_up() -> dict[str, Any]:
+        settings = TuneSettings(train="full", data="text", **recipe.warm_up.model_dump())
+        return tune(model, place["read"], place["warm_up"], settings)
+
     def optional(location: str) -> str | None:
         return resolve(location) if location else None
 
@@ -137,14 +147,17 @@ def stage_calls(recipe: Recipe, out: Path, model: str, papers: str) -> dict[str,
     calls: dict[str, Callable[[], Any]] = {
         "inspect": lambda: inspect(model, place["inspect"], recipe.inspect),
         "sample": lambda: sample(model, place["sample"], recipe.sample),
-        "compress": lambda: compress(model, place["compress"], text=text, settings=recipe.compress),
-        "align": lambda: align(place["compress"], place["align"], teacher=model, text=text, settings=recipe.align),
+        "compress": lambda: compress(warmed, place["compress"], text=text, settings=recipe.compress),
+        "align": lambda: align(place["compress"], place["align"], teacher=warmed, text=text, settings=recipe.align),
         "read": lambda: read(papers, place["read"], recipe.read),
-        "adapt": lambda: adapt(place["align"], place["read"], place["adapt"], teacher=model, text=text, settings=recipe.adapt),
+        "adapt": lambda: adapt(place["align"], place["read"], place["adapt"], teacher=warmed, text=text, settings=recipe.adapt),
         "evaluate": measure,
     }
     if data.text:
         del calls["sample"]
+    if recipe.warm_up.num_steps:
+        first = [stage for stage in ("inspect", "sample") if stage in calls]
+        calls = {stage: calls[stage] for stage in (*first, "read")} | {"warm_up": warm_up} | calls
     return calls
 
 

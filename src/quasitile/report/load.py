@@ -13,6 +13,7 @@ MODELS = ("original", "compressed", "aligned", "adapted")
 FOLDERS = {
     "inspect": "plan",
     "text": "text",
+    "warm_up": "warmed-up",
     "compress": "compressed",
     "align": "aligned",
     "read": "reading",
