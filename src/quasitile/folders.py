@@ -60,7 +60,7 @@ def stage_folder(
         settings: Written to `recipe.yaml`.
         seed: Written to `provenance.json`.
         resume: Keep an earlier, unfinished attempt's files instead of starting anew, and leave
-            them in place when the block fails.
+            them in place when the block is stopped; what cannot be used (`InputError`) leaves nothing.
         **inputs: Paths and other inputs, for provenance.
 
     Raises:
@@ -83,8 +83,8 @@ def stage_folder(
         if out.exists():
             shutil.rmtree(out)
         os.replace(work, out)
-    except BaseException:
-        if not resume:
+    except BaseException as error:
+        if not resume or isinstance(error, InputError):
             shutil.rmtree(work, ignore_errors=True)
         raise
 

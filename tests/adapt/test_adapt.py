@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from quasitile import AdaptSettings, InputError, adapt, compress, load_model, read
-from quasitile.adapt.curriculum import ORDERS, Lesson, read_lessons, spread, visits
+from quasitile.adapt.curriculum import ORDERS, Lesson, read_lessons, rounds, spread
 from quasitile.adapt.examples import IGNORED, answer_tokens, padded
 from quasitile.adapt.reader import open_reader, prepare
 from quasitile.adapt.select import SELECTIONS, gradient_powers, rank_blocks, usage
@@ -78,6 +78,33 @@ def test_questions_are_learned_within_the_same_bytes(compressed, reading, text_f
         0
     ].keys()
     load_model(tmp_path / "out")
+
+
+@pytest.mark.parametrize("order", ["shuffled", "easy first"])
+def test_a_killed_reading_goes_on_to_the_same_curve_and_bytes(compressed, reading, text_file, tmp_path, monkeypatch, order):
+    chosen = settings(order=order, rounds=2, save_every=1, num_asked=1, follow_ups=1)
+    adapt(compressed, reading, tmp_path / "whole", text=text_file, settings=chosen)
+    read_one, count = Course.read, iter(range(100))
+
+    def killed(self, visit):
+        if next(count) == 2:
+            raise KeyboardInterrupt
+        return read_one(self, visit)
+
+    monkeypatch.setattr(Course, "read", killed)
+    with pytest.raises(KeyboardInterrupt):
+        adapt(compressed, reading, tmp_path / "out", text=text_file, settings=chosen)
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(Course, "read", read_one)
+    adapt(compressed, reading, tmp_path / "out", text=text_file, settings=chosen)
+
+    def untimed(folder):
+        return [{key: value for key, value in line.items() if "second" not in key} for line in metrics(folder)]
+
+    assert untimed(tmp_path / "out") == untimed(tmp_path / "whole")
+    files = [path.name for path in (tmp_path / "whole").glob("*.safetensors")]
+    for name in (*files, "answers.jsonl"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_only_the_chosen_share_of_blocks_learns(compressed, reading, text_file, tmp_path):
@@ -249,8 +276,9 @@ def test_orders_and_spreading():
 
     def order(name, num_rounds=1, num_steps=1):
         hardness = dict(zip(range(10), [5, 3, 9, 1, 0, 8, 7, 2, 6, 4], strict=True))
-        plan = visits(name, lessons, num_rounds, num_steps, random.Random(0), lambda lesson: hardness[lesson.section])
-        return [(visit.lesson.section, visit.num_steps, visit.number) for visit in plan]
+        num_rounds, num_steps = rounds(name, num_rounds, num_steps)
+        rng, hard = random.Random(0), lambda lesson: hardness[lesson.section]
+        return [(lesson.section, num_steps, n) for n in range(num_rounds) for lesson in ORDERS[name](lessons, rng, hard)]
 
     def sections(name):
         return [section for section, _, _ in order(name)]

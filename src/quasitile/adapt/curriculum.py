@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,21 +102,13 @@ ORDERS: dict[str, Callable[[list[Lesson], random.Random, Difficulty], list[Lesso
 }
 
 
-def visits(
-    order: str, lessons: list[Lesson], num_rounds: int, num_steps: int, rng: random.Random, difficulty: Difficulty
-) -> Iterator[Visit]:
-    """What is read when. Each round is ordered when it begins, so that difficulty is that of the model by then.
+def rounds(order: str, num_rounds: int, num_steps: int) -> tuple[int, int]:
+    """How often the corpus is gone through, and gradient steps a section each time.
 
     Args:
         order: One of `ORDERS`. `cyclic` goes through the corpus once for every gradient step of a section, in place of
             taking all of them at once.
-        lessons: The corpus in reading order.
         num_rounds: Times it is read.
         num_steps: Gradient steps a section and round.
-        rng: For `shuffled`.
-        difficulty: For `easy first`.
     """
-    cycles, steps = (num_steps, 1) if order == "cyclic" else (1, num_steps)
-    for number in range(num_rounds * cycles):
-        for lesson in ORDERS[order](lessons, rng, difficulty):
-            yield Visit(lesson, steps, number)
+    return (num_rounds * num_steps, 1) if order == "cyclic" else (num_rounds, num_steps)

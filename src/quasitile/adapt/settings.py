@@ -39,6 +39,7 @@ class AdaptSettings(Settings):
         default=0.1, gt=0, description="what the whole reading may cost; replay weighs more the more is used up"
     )
     gate_windows: int = Field(default=8, ge=1, description="of general text that the gate watches")
+    save_every: int = Field(default=20, ge=0, description="sections between states that a stopped run goes on from; 0 for none")
     follow_ups: int = Field(
         default=0, ge=0, description="rounds in which answers that are still wrong are asked again and taught alone"
     )

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from quasitile.adapt.curriculum import Lesson, Record, Visit, read_lessons, spread, visits
+from quasitile.adapt.curriculum import ORDERS, Lesson, Record, Visit, read_lessons, rounds, spread
 from quasitile.adapt.reader import Reader, open_reader, prepare
 from quasitile.adapt.settings import AdaptSettings
 from quasitile.adapt.teach import teach
+from quasitile.align.state import State
 from quasitile.align.steps import batch_kept, held_out_nats
 from quasitile.checkpoint import stored_bytes
 from quasitile.compress.refit import pack_within
 from quasitile.errors import InputError
 from quasitile.evaluate.answers import answer_report, ask
 from quasitile.folders import Stage, read_json, stage_folder, write_jsonl
-from quasitile.progress import say, track
+from quasitile.progress import Meter, say
 from quasitile.runtime import is_compressed, save_model, tiled_matrices
 
 LEAST_SHARE = 0.25  # of what a section taught, below which it is undone
@@ -45,7 +47,8 @@ def adapt(
     Args:
         model: A compressed model folder, aligned or not.
         reading: A folder that `read` wrote.
-        out: The model folder to make; it takes no more bytes than `model`.
+        out: The model folder to make; it takes no more bytes than `model`. A run that was killed goes on from its last
+            state and ends in the same model.
         teacher: The original: replayed text keeps the model close to it. Without it, the replayed
             text itself is learned.
         text: General text for replay and for the gate, as for `align`.
@@ -65,8 +68,9 @@ def adapt(
     reader = open_reader(model, teacher, text, settings)
     limit = sum(matrix.payload.numel() for matrix in tiled_matrices(reader.model).values())
     inputs = {"model": model, "reading": reading, "teacher": teacher, "text": text}
-    with batch_kept(out), stage_folder(out, "adapt", settings, settings.seed, **inputs) as stage:
-        course = read_sections(reader, lessons, stage)
+    resume = settings.save_every > 0
+    with batch_kept(out), stage_folder(out, "adapt", settings, settings.seed, resume=resume, **inputs) as stage:
+        course = read_sections(reader, lessons, stage, inputs)
         factor = pack_within(reader.model, limit)
         after = held_out_nats(reader.model, reader.watched)
         save_model(reader.model, reader.tokenizer, stage.path)
@@ -91,15 +95,43 @@ def adapt(
     return stage.summary
 
 
-def read_sections(reader: Reader, lessons: list[Lesson], stage: Stage) -> Course:
-    """Read all sections in the order of the curriculum."""
+def read_sections(reader: Reader, lessons: list[Lesson], stage: Stage, inputs: Mapping[str, object]) -> Course:
+    """Read all sections in the order of the curriculum; each round is ordered when it begins.
+
+    Args:
+        reader: The model and what it needs.
+        lessons: The corpus in reading order.
+        stage: Where states and metrics go.
+        inputs: What the run depends on besides its settings.
+    """
     settings = reader.settings
     course = Course(reader)
     prepare(reader)
-    plan = visits(settings.order, lessons, settings.rounds, settings.steps_per_section, reader.rng, reader.difficulty)
-    cycles = settings.steps_per_section if settings.order == "cyclic" else 1
-    for visit in track(plan, "read section by section", len(lessons) * settings.rounds * cycles):
-        stage.metric(**course.read(visit))
+    num_rounds, num_steps = rounds(settings.order, settings.rounds, settings.steps_per_section)
+    state: State | None = None
+    found: dict[str, Any] = {"step": 0}
+    if settings.save_every:
+        purpose = {**inputs, **settings.model_dump(mode="json")}
+        parameters = [values for block in reader.blocks for values in block.coefficients()]
+        state = State(stage, purpose, parameters, reader.optimizer)
+        found = state.restore()
+        if found["step"]:
+            course.go_on(found["course"], lessons)
+    with Meter("read section by section", len(lessons) * num_rounds, found["step"]) as meter:
+        done, order = found["step"], found.get("order", [])
+        while done < len(lessons) * num_rounds:
+            number, place = divmod(done, len(lessons))
+            if not place:
+                ordered = ORDERS[settings.order](lessons, reader.rng, reader.difficulty)
+                order = [next(at for at, lesson in enumerate(lessons) if lesson is each) for each in ordered]
+            line = course.read(Visit(lessons[order[place]], num_steps, number))
+            stage.metric(**line)
+            meter.advance(f"{line['tokens_per_second']:,.0f} tokens/s")
+            done += 1
+            if state is not None and done % settings.save_every == 0 and done < len(lessons) * num_rounds:
+                state.save(done, order=order, course=course.so_far())
+    if state is not None:
+        state.forget()
     return course
 
 
@@ -113,6 +145,26 @@ class Course:
         self.taught: dict[str, Record] = {}  # by their ids, in the order of reading
         self.step = self.num_tokens = self.num_undone = 0
         self.started = time.monotonic()
+
+    def so_far(self) -> dict[str, Any]:
+        """What `go_on` needs, as JSON can hold it."""
+        return {
+            "general": self.general,
+            "before": self.before,
+            "answers": self.answers,
+            "taught": list(self.taught),
+            "counts": [self.step, self.num_tokens, self.num_undone],
+            "random": self.reader.rng.getstate(),
+        }
+
+    def go_on(self, found: dict[str, Any], lessons: list[Lesson]) -> None:
+        """Go on from what `so_far` gave."""
+        records = {record["metadata"]["id"]: record for lesson in lessons for record in lesson.records}
+        self.general, self.before, self.answers = found["general"], found["before"], found["answers"]
+        self.taught = {name: records[name] for name in found["taught"]}
+        self.step, self.num_tokens, self.num_undone = found["counts"]
+        version, words, spare = found["random"]
+        self.reader.rng.setstate((version, tuple(words), spare))
 
     def read(self, visit: Visit) -> dict[str, Any]:
         """Ask, teach, watch and undo; the line for `metrics.jsonl`."""

@@ -112,7 +112,7 @@ def input_side(moment: Tensor, edges: Sequence[int], coding: Coding) -> InputSid
         size, root = stop - start, roots[start:stop]
         even = (block[:size, :size].float() / root).div_(root[:, None])
         own = max(float(even.diagonal().mean()), 1e-30)
-        factor = damped_cholesky(even, coding.damping_of(size) * usual / own, torch.float32).mul_(root[:, None])
+        factor = damped_cholesky(even, coding.damping_of(edges[-1]) * usual / own, torch.float32).mul_(root[:, None])
         column_codes[start:stop] = scale_codes(factor.diagonal())
         lower[place, :size, :size] = factor.div_(scale_values(column_codes[start:stop])[:, None])
     return InputSide(column_codes, lower, tuple(edges))

@@ -21,7 +21,7 @@ from quasitile.compress.picture import layout
 from quasitile.compress.size import BITS_OF_NUMBER, parse_size
 from quasitile.compress.text import read_texts, token_windows
 from quasitile.errors import InputError
-from quasitile.folders import Stage, partial_path, peak_memory_bytes, stage_folder, write_json
+from quasitile.folders import Stage, peak_memory_bytes, stage_folder, write_json
 from quasitile.progress import human_bytes, say
 from quasitile.runtime import check_vocabulary, load_tokenizer, uncoded
 from quasitile.runtime.skeleton import Skeleton
@@ -93,14 +93,10 @@ def compress_from_shards(
         NotAStack: The model is no stack of layers.
     """
     workers = settings.workers or len(os.sched_getaffinity(0))
-    with fan_out(workers, settings.ray) as run:
-        try:
-            with stage_folder(out, "compress", settings, settings.seed, resume=True, model=model, text=text) as stage:
-                _compress(model, text, settings, coding_for, run, stage)
-                shutil.rmtree(stage.path / WORK)
-        except InputError:
-            shutil.rmtree(partial_path(out), ignore_errors=True)
-            raise
+    inputs = {"model": model, "text": text}
+    with fan_out(workers, settings.ray) as run, stage_folder(out, "compress", settings, settings.seed, True, **inputs) as stage:
+        _compress(model, text, settings, coding_for, run, stage)
+        shutil.rmtree(stage.path / WORK)
     say(f"  {human_bytes(stage.summary['original_bytes'])} in bf16 -> {human_bytes(stage.summary['stored_bytes'])}")
     return stage.summary
 

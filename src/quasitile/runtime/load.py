@@ -28,9 +28,12 @@ def load_tokenizer(model: str | Path) -> Any:
         InputError: There is none.
     """
     try:
-        return AutoTokenizer.from_pretrained(str(model))
+        tokenizer = AutoTokenizer.from_pretrained(str(model))
     except Exception as error:  # the tokenizers library has no exception of its own
         raise InputError(f"{model} has no tokenizer that Transformers can load: {_first_line(error)}") from error
+    for circumstance in ("is_local", "local_files_only"):  # how it was found here, which Transformers would save with it
+        tokenizer.init_kwargs.pop(circumstance, None)
+    return tokenizer
 
 
 def load_model(
