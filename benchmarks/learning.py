@@ -4,7 +4,8 @@
 
 The model is the embedded one, compressed to `--size`; the papers are the embedded articles, of which one is held out, or
 `--papers`. Every variant takes the gradient steps and the tokens that `sections` takes with the same seed (replayed text
-counts). Needs PEFT for LoRA (`pip install quasitile[baselines]`). Writes a JSON line a variant and seed and repeats none that
+counts). `sections` goes through the corpus once for every gradient step of a section (`order: cyclic`) and learns questions
+alone. Needs PEFT for LoRA (`pip install quasitile[peft]`). Writes a JSON line a variant and seed and repeats none that
 is there; `--table` prints what is there and runs nothing.
 """
 
@@ -50,8 +51,8 @@ SECTIONS: dict[str, dict[str, Any]] = {
     "sections, random blocks": {"select": "random"},
     "sections, blocks by gradient": {"select": "gradient"},
     "sections, no replay": {"replay_weight": 0.0, "replay_windows": 0, "forget_nats": 100.0, "gate_nats": 100.0},
-    "sections, no text": {"text_weight": 0.0},
-    **{f"sections, {order}": {"order": order} for order in ORDERS if order != "reading"},
+    "sections, their text too": {"text_weight": 1.0},
+    **{f"sections, {order}": {"order": order} for order in ORDERS if order != "cyclic"},
 }
 # Of `tune`: whether the compressed model or the original learns, and what.
 OTHERS: dict[str, tuple[bool, dict[str, Any]]] = {
@@ -109,10 +110,12 @@ class Bench:
                 "max_sections": self.args.sections,
                 "steps_per_section": self.args.steps,
                 "num_asked": 1,
-                "num_questions": 8,
-                "num_revisited": 8,
+                "order": "cyclic",
+                "num_questions": 12,
+                "num_revisited": 12,
+                "text_weight": 0.0,
                 "text_tokens": 96,
-                "replay_windows": 2,
+                "replay_windows": 1,
                 "replay_tokens": 96,
                 "learning_rate": self.args.rate,
                 "gate_nats": self.args.forget,
