@@ -85,7 +85,7 @@ def test_no_quantity(text):
 )
 def test_formulae(formula):
     assert is_formula(formula)
-    assert find_formulae(f"The {formula}, as shown.") == [(formula, 4, 4 + len(formula))]
+    assert find_formulae(f"The {formula}, as shown.") == ((formula, 4, 4 + len(formula)),)
 
 
 @pytest.mark.parametrize(

@@ -38,11 +38,14 @@ def normalise(text: str) -> str:
     Paragraphs are separated by one blank line and hold single spaces only; superscripts become
     `^` and subscripts stand inline. Applying it twice changes nothing.
     """
-    text = _SUPERSCRIPT.sub(lambda match: "^" + "".join(SUPERSCRIPTS[char] for char in match[0]), text)
-    text = _CONTROL.sub("", text.translate(_TABLE))
-    text = _CARET.sub(lambda match: f"^{(match[1] or '').strip()}", text)
-    text = re.sub(r"\^(?:[\^\s]|(?=\Z))+", "^", text).rstrip("^")
-    text = _MINUS.sub("-", _DIGIT_DASH.sub("-", text))
+    if not text.isascii():
+        text = _SUPERSCRIPT.sub(lambda match: "^" + "".join(SUPERSCRIPTS[char] for char in match[0]), text).translate(_TABLE)
+    text = _CONTROL.sub("", text)
+    if "^" in text:
+        text = _CARET.sub(lambda match: f"^{(match[1] or '').strip()}", text)
+        text = re.sub(r"\^(?:[\^\s]|(?=\Z))+", "^", text).rstrip("^")
+    if not text.isascii():
+        text = _MINUS.sub("-", _DIGIT_DASH.sub("-", text))
     paragraphs = (" ".join(paragraph.split()) for paragraph in _PARAGRAPH.split(text))
     return "\n\n".join(paragraph for paragraph in paragraphs if paragraph)
 

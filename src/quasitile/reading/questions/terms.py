@@ -8,6 +8,7 @@ from quasitile.reading.questions.candidate import Candidate, Passage
 from quasitile.reading.questions.phrases import clip, inside_sentence, is_plural, noun_phrase, strip_lead, without_article
 from quasitile.reading.sentences import Sentence
 
+MAX_EXPANSION_CHARACTERS = 400  # before an acronym: more than its words ever take
 _LONG_WORDS = 8  # a longer definition is asked the other way round, so that the answer stays short
 _IS = re.compile(
     r"^(?P<article>(?:A|An|The)\s+)?(?P<term>[A-Za-z][\w'()-]*(?:\s[\w'()-]+){0,4}?)\s"
@@ -119,6 +120,7 @@ def expand_acronym(before: str, short: str) -> str:
     letters = [char.lower() for char in short if char.isalpha()]
     if len(letters) < 2 or sum(char.isupper() for char in short) < 2:
         return ""
+    before = before[-MAX_EXPANSION_CHARACTERS:]
     words = list(re.finditer(r"[A-Za-z0-9'\u2013-]+", before))[-(len(letters) + 3) :]
     for first in range(len(words) - 1, -1, -1):
         span = before[words[first].start() :]

@@ -14,6 +14,7 @@ from quasitile.reading.sentences import Sentence
 
 BLANK = "____"
 MAX_CLOZES = 8  # a section, before selection
+MAX_BLANKS = 2  # a sentence
 MAX_FRAGMENT_WORDS = 40  # of a run of text without a full stop, which fallback rules take in part
 MAX_FRAGMENT_CHARACTERS = 300
 _TERM = re.compile(r"(?<![\w^/-])[A-Za-z][A-Za-z-]{5,}[a-z](?![\w^/-])")
@@ -46,7 +47,7 @@ def cloze(passage: Passage) -> list[Candidate]:
     words = Counter(word.lower() for word in _TERM.findall(passage.text))
     for sentence in passage.sentences:
         if understandable(sentence) and len(found) < MAX_CLOZES:
-            found += _blank(passage, sentence, words, minimum=0.5)[:2]
+            found += _blank(passage, sentence, words, minimum=0.5)
     return found
 
 
@@ -56,13 +57,13 @@ def any_cloze(passage: Passage) -> list[Candidate]:
     found = []
     for sentence in map(_fragment, passage.sentences):
         if sentence.num_words >= 4 and "|" not in sentence.text:
-            found += _blank(passage, sentence, words, minimum=0.0)[:2]
+            found += _blank(passage, sentence, words, minimum=0.0)
     return sorted(found, key=lambda candidate: -candidate.quality)[:MAX_CLOZES]
 
 
 def _blank(passage: Passage, sentence: Sentence, words: Counter[str], minimum: float) -> list[Candidate]:
-    """Blanks for one sentence, best first; an answer stands once in the sentence."""
-    text = sentence.text
+    """The best blanks for one sentence; an answer stands once in the sentence."""
+    text, lowered = sentence.text, sentence.text.lower()
     spans: list[tuple[float, int, int, Quantity | None]] = []
     for quantity in (quantity for quantity in passage.quantities[sentence.start] if quantity.stop <= len(text)):
         spans.append((0.6, quantity.start, quantity.stop, quantity))
@@ -76,9 +77,11 @@ def _blank(passage: Passage, sentence: Sentence, words: Counter[str], minimum: f
     found = []
     for quality, start, stop, quantity in sorted(spans, key=lambda span: (-span[0], span[1])):
         answer = text[start:stop]
-        if _ADDRESS.search(text[max(0, start - 60) : stop + 40]) or (minimum == 0.0 and "\\" in text):
+        if quality < minimum or len(found) == MAX_BLANKS or (minimum == 0.0 and "\\" in text):
+            break
+        if lowered.count(answer.lower()) != 1 or text[start - 1 : start] == "(":
             continue
-        if quality < minimum or text.lower().count(answer.lower()) != 1 or text[start - 1 : start] == "(":
+        if _ADDRESS.search(text[max(0, start - 60) : stop + 40]):
             continue
         sentence_with_blank = text[:start] + BLANK + text[stop:]
         questions = (
