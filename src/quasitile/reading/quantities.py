@@ -46,12 +46,12 @@ _EXPONENT = rf"(?:{_SIGNED}|[23](?!\d|\.\d))"
 _POWERED = rf"(?:{_ATOM}){_EXPONENT}?"
 _OVER = rf"\s?[/·*]\s?(?:{_POWERED}|\({_POWERED}(?:[\s·*]{_POWERED})*\))"
 _TIMES = rf"[\s.]?(?:{_ATOM}){_SIGNED}"
-_UNIT = rf"{_POWERED}(?:{_OVER}|{_TIMES})*"
+_UNIT = rf"(?:m?Ω\s(?:m|cm|mm)\^?2|{_POWERED}(?:{_OVER}|{_TIMES})*)"
 _CELSIUS = r"\s?[°º˚]\s?C|\s?o\s?C|C"
 _QUANTITY = re.compile(
     rf"(?<![\w.^/])(?P<value>{RANGE})(?:(?P<celsius>{_CELSIUS})(?![\w°^/])|(?P<gap>[\s-]?)(?P<unit>{_UNIT})(?![\w°^%]))"
 )
-_REPEATED_UNIT = re.compile(rf"(?<![\d.,])({NUMBER})\s?(°C|K|%|nm|μm|mm|h|min|eV|MPa|GPa|V)(\s?(?:-|–|to)\s?)(?={NUMBER}\s?\2)")
+_REPEATED_UNIT = re.compile(rf"(?<![\d.,])({NUMBER})\s?(°C|K|%|nm|μm|mm|h|min|eV|MPa|GPa|V|°)(\s?(?:-|–|to)\s?)(?={NUMBER}\s?\2)")
 _NAMED_NUMBERS = re.compile(
     r"(?:Figs?\.?|Figures?|Tables?|Sections?|Eqs?\.?|Equations?|Refs?\.?|Steps?|Chapters?|No\.|Samples?|Scheme|Type)\s?$",
     re.IGNORECASE,

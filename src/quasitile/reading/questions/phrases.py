@@ -16,6 +16,7 @@ POINTERS = frozenset([
     "nevertheless", "additionally", "consequently", "accordingly", "meanwhile", "indeed", "interestingly", "notably",
     "again", "afterwards", "subsequently", "former", "latter", "same", "no", "not", "none", "neither", "rather",
 ])  # fmt: skip
+_POINTING = frozenset(["it", "its", "they", "their", "this", "these", "that", "those", "such", "which", "both"])
 _LEADS = re.compile(
     r"^(?:(?:However|Moreover|Furthermore|Thus|Therefore|Hence|Finally|Then|Also|In addition|In general|Generally|"
     r"Typically|First|Firstly|Second|Secondly|Next|Subsequently|Afterwards|Additionally|Consequently|As a result|In contrast|"
@@ -129,6 +130,22 @@ def _stands_alone(text: str) -> bool:
     if text.count("(") != text.count(")") or text.count("[") != text.count("]") or text.count('"') % 2:
         return False
     return num_letters(text) >= 0.75 * len(text)
+
+
+def quotable(sentence: Sentence, max_words: int = 60) -> bool:
+    """Whether a whole sentence can be quoted in a question, though it names a figure or is long."""
+    text = sentence.text
+    if text.partition(" ")[0].lower().rstrip(",") in _POINTING:
+        return False
+    return (
+        6 <= sentence.num_words <= max_words
+        and text.endswith(".")
+        and (text[0].isupper() or text[0] == "(")
+        and not any(mark in text for mark in "\\|")
+        and text.count("(") == text.count(")")
+        and text.count("[") == text.count("]")
+        and num_letters(text) >= 0.6 * len(text)
+    )
 
 
 _CLAUSE_END = re.compile(
