@@ -80,7 +80,9 @@ def find_quantities(text: str) -> list[Quantity]:
     A bare `C` is a temperature only when attached to an integer of 40 or more (`200C`), since
     `0.5C` is a rate of charge.
     """
-    found = []
+    found: list[Quantity] = []
+    if not any(map(str.isdigit, text)):
+        return found
     for match in _QUANTITY.finditer(_merge_ranges(text)):
         value, unit, celsius = match["value"], match["unit"], match["celsius"]
         if _NAMED_NUMBERS.search(text[max(0, match.start() - 10) : match.start()]):

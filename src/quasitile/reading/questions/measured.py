@@ -27,9 +27,7 @@ def _plural(noun: str) -> str:
 
 _HEADS = {*MEASURES, *NUMBERS_ALONE, *(name.split()[-1] for name in PROPERTIES)}
 SINGULARS = {_plural(head): head for head in _HEADS}
-_HEAD = re.compile(
-    rf"(?<![\w-])(?:(?i:{'|'.join(sorted(map(re.escape, {*_HEADS, *SINGULARS}), key=len, reverse=True))})|{'|'.join(SYMBOLS)})(?![\w-])"
-)
+_WORD = re.compile(r"(?<![\w-])[A-Za-z][\w'-]*")
 # "More than" and "up to" bound a value; they belong to the answer.
 BOUND = r"less than|lower than|more than|greater than|higher than|over|at least|at most|up to|below|above|[<>≤≥]"
 ABOUT = r"(?:about|around|approximately|ca\.|circa|roughly|nearly|near|almost|close to|as high as|as low as|only|just|[~≈∼]|equal to|of|at|to)"
@@ -60,7 +58,7 @@ _EMPTY = frozenset(
     "number window interval deviation error share portion change mass step point".split()
 )
 _EQUALS = re.compile(r"(?<![\w^_./)])(?P<symbol>[A-Za-zα-ωΑ-ΩΔ∆][\w*'/-]{0,9}(?:\([\w/]{1,6}\))?)\s?[=≈]\s?[~<>]?\s?$")
-_AFTER = re.compile(rf"^[\s-](?:(?P<adjective>{'|'.join(_ADJECTIVES)})(?![\w-])|(?P<noun>(?:[A-Za-z][\w'-]*\s){{0,2}}?{_HEAD.pattern}))")
+_AFTER = re.compile(rf"^[\s-](?:(?P<adjective>{'|'.join(_ADJECTIVES)})(?![\w-])|(?P<words>[A-Za-z][\w'-]*(?:\s[A-Za-z][\w'-]*){{0,2}}))")
 _ALONE = re.compile(rf"(?<![\w.^/(\[-])(?P<value>{RANGE})(?![\w%°^/]|\.\d|,\d|\s?[-–]\s?\d|\s?°|\s?[×x] ?\d|\s?(?:[A-Z°Å%]|[a-z]{1,3}[\^/-]?\d))")
 _TOO_MUCH = re.compile(
     r"\b(?:and|which|that|while|where|when|with|than|by|is|are|was|were|has|have|had|show(?:s|ed)|after|before|using|or|respectively)\b"
@@ -106,7 +104,9 @@ class Measured:
 
 def find_measured(text: str, quantities: list[Quantity]) -> list[Measured]:
     """What each quantity of a sentence measures, where the words about it say so, from left to right."""
-    heads = [(match.start(), match.end()) for match in _HEAD.finditer(text)]
+    if not any(map(str.isdigit, text)):
+        return []
+    heads = [(match.start(), match.end()) for match in _WORD.finditer(text) if _is_head(match[0])]
     if not heads and "=" not in text and "≈" not in text:
         return []
     found: list[Measured] = []
@@ -119,6 +119,11 @@ def find_measured(text: str, quantities: list[Quantity]) -> list[Measured]:
         if measured is not None:
             found.append(measured)
     return _ranges_joined(text, found)
+
+
+def _is_head(word: str) -> bool:
+    """Whether a noun names what may be measured."""
+    return word in SYMBOLS or word.lower() in _HEADS or word.lower() in SINGULARS
 
 
 def _numbers(text: str, quantities: list[Quantity]) -> list[Quantity]:
@@ -173,10 +178,11 @@ def _read_after(text: str, quantity: Quantity) -> Measured | None:
         if quantity.kind != "length":
             return None
     else:
-        words = match["noun"].split()
-        if any(word.lower() in _STOPS for word in words):
+        words = match["words"].split()
+        size = next((index for index, word in enumerate(words, 1) if _is_head(word)), 0)
+        if not size or any(word.lower() in _STOPS for word in words[:size]):
             return None
-        name, stop = _written(words), match.end("noun")
+        name, stop = _written(words[:size]), match.start("words") + len(" ".join(words[:size]))
         if not fits(name, quantity):
             return None
     listed = _LIST_BEFORE.search(text[: quantity.start])
