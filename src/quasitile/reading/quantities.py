@@ -51,7 +51,9 @@ _CELSIUS = r"\s?[°º˚]\s?C|\s?o\s?C|C"
 _QUANTITY = re.compile(
     rf"(?<![\w.^/])(?P<value>{RANGE})(?:(?P<celsius>{_CELSIUS})(?![\w°^/])|(?P<gap>[\s-]?)(?P<unit>{_UNIT})(?![\w°^%]))"
 )
-_REPEATED_UNIT = re.compile(rf"(?<![\d.,])({NUMBER})\s?(°C|K|%|nm|μm|mm|h|min|eV|MPa|GPa|V|°)(\s?(?:-|–|to)\s?)(?={NUMBER}\s?\2)")
+_REPEATED_UNIT = re.compile(
+    rf"(?<![\d.,])({NUMBER})\s?(°C|K|%|nm|μm|mm|h|min|eV|MPa|GPa|V|°)(\s?(?:-|–|to)\s?)(?={NUMBER}\s?\2)"
+)
 _NAMED_NUMBERS = re.compile(
     r"(?:Figs?\.?|Figures?|Tables?|Sections?|Eqs?\.?|Equations?|Refs?\.?|Steps?|Chapters?|No\.|Samples?|Scheme|Type)\s?$",
     re.IGNORECASE,

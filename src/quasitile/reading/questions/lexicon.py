@@ -91,10 +91,29 @@ NUMBERS_ALONE = frozenset([
 ])  # fmt: skip
 # Abbreviations that name something measured, and their kinds of quantity.
 SYMBOLS = {
-    "RH": "share", "PCE": "share", "FF": "share", "OCV": "voltage", "Voc": "voltage", "VOC": "voltage", "Jsc": "current",
-    "JSC": "current", "ECSA": "length", "HFR": "resistance", "RMS": "length", "FWHM": "", "ASR": "resistance", "EQE": "share",
-    "FE": "share", "CE": "share", "UTS": "pressure", "YS": "pressure", "MSE": "", "RMSE": "", "Tg": "temperature",
-    "Tm": "temperature", "Tc": "temperature",
+    "RH": "share",
+    "PCE": "share",
+    "FF": "share",
+    "OCV": "voltage",
+    "Voc": "voltage",
+    "VOC": "voltage",
+    "Jsc": "current",
+    "JSC": "current",
+    "ECSA": "length",
+    "HFR": "resistance",
+    "RMS": "length",
+    "FWHM": "",
+    "ASR": "resistance",
+    "EQE": "share",
+    "FE": "share",
+    "CE": "share",
+    "UTS": "pressure",
+    "YS": "pressure",
+    "MSE": "",
+    "RMSE": "",
+    "Tg": "temperature",
+    "Tm": "temperature",
+    "Tc": "temperature",
 }
 
 EPONYMS = frozenset(["Seebeck", "Curie", "Tafel", "Young's", "Coulombic", "Faradaic", "Vickers", "Hall", "Fermi"])

@@ -41,8 +41,12 @@ IS = (
     r"(?:in|de)creas(?:es|ed|ing)|dropp?(?:s|ed)|f[ae]lls?|ris(?:es|ed)|rose|changed|var(?:ies|ied|ying)|rang(?:es|ed|ing))"
     r"(?: \w+ly)?(?: to be| as| at| to| from| in)?"
 )
-_RANGE = r"(?:(?:in|within|over) (?:the|a) (?:\w+ )?range(?: of| from| between)?|rang(?:ing|ed|es) (?:from|between)|from|between)"
-_SYMBOL = r"(?:\s?\([^()]{1,25}\))?(?:,?\s(?:[A-Za-zα-ωΔ∆]|[A-Z][a-z]|[A-Za-zα-ωΔ∆]_?[A-Z0-9]\w{0,3}|[A-Za-zα-ωΔ∆]_\w+)(?![\w-]),?)?"
+_RANGE = (
+    r"(?:(?:in|within|over) (?:the|a) (?:\w+ )?range(?: of| from| between)?|rang(?:ing|ed|es) (?:from|between)|from|between)"
+)
+_SYMBOL = (
+    r"(?:\s?\([^()]{1,25}\))?(?:,?\s(?:[A-Za-zα-ωΔ∆]|[A-Z][a-z]|[A-Za-zα-ωΔ∆]_?[A-Z0-9]\w{0,3}|[A-Za-zα-ωΔ∆]_\w+)(?![\w-]),?)?"
+)
 _BEARER = r"(?P<bearer>[^,;:]{2,80}?)"
 _DIRECT = re.compile(rf"{_SYMBOL}\s?(?:{IS}\s|[:=(]\s?|of\s|up to\s)?(?:{_RANGE}\s)?{_EASED}")
 _BORNE = re.compile(rf"{_SYMBOL} (?:of|for|in|on|at|between|through) {_BEARER} {IS}\s(?:{_RANGE}\s)?{_EASED}")
@@ -51,15 +55,21 @@ _LIST_BEFORE = re.compile(
     rf"(?<![\w.^/-])(?:(?:{NUMBER},\s)*{NUMBER},?\s(?:and|or)|between\s{NUMBER}\sand|from\s{NUMBER}\sto)\s$"
 )
 _DERIVED = re.compile(r"(?:calculated|determined|estimated|obtained|taken|selected) from\s")
-_CHANGES = re.compile(r"(?:increas|decreas|drop|f[ae]ll|rose|ris|reduc|chang|shift|improv|rais|lower|grow|grew|declin)\w*(?: from)?\s?$")
+_CHANGES = re.compile(
+    r"(?:increas|decreas|drop|f[ae]ll|rose|ris|reduc|chang|shift|improv|rais|lower|grow|grew|declin)\w*(?: from)?\s?$"
+)
 # Nouns that say nothing of what is measured unless another word goes before them.
 _EMPTY = frozenset(
     "range level position difference increase decrease amount degree constant rise production quantity improvement reduction "
     "number window interval deviation error share portion change mass step point".split()
 )
 _EQUALS = re.compile(r"(?<![\w^_./)])(?P<symbol>[A-Za-zα-ωΑ-ΩΔ∆][\w*'/-]{0,9}(?:\([\w/]{1,6}\))?)\s?[=≈]\s?[~<>]?\s?$")
-_AFTER = re.compile(rf"^[\s-](?:(?P<adjective>{'|'.join(_ADJECTIVES)})(?![\w-])|(?P<words>[A-Za-z][\w'-]*(?:\s[A-Za-z][\w'-]*){{0,2}}))")
-_ALONE = re.compile(rf"(?<![\w.^/(\[-])(?P<value>{RANGE})(?![\w%°^/]|\.\d|,\d|\s?[-–]\s?\d|\s?°|\s?[×x] ?\d|\s?(?:[A-Z°Å%]|[a-z]{1,3}[\^/-]?\d))")
+_AFTER = re.compile(
+    rf"^[\s-](?:(?P<adjective>{'|'.join(_ADJECTIVES)})(?![\w-])|(?P<words>[A-Za-z][\w'-]*(?:\s[A-Za-z][\w'-]*){{0,2}}))"
+)
+_ALONE = re.compile(
+    rf"(?<![\w.^/(\[-])(?P<value>{RANGE})(?![\w%°^/]|\.\d|,\d|\s?[-–]\s?\d|\s?°|\s?[×x] ?\d|\s?(?:[A-Z°Å%]|[a-z]{1, 3}[\^/-]?\d))"
+)
 _TOO_MUCH = re.compile(
     r"\b(?:and|which|that|while|where|when|with|than|by|is|are|was|were|has|have|had|show(?:s|ed)|after|before|using|or|respectively)\b"
 )
@@ -199,7 +209,16 @@ def _next_in_list(text: str, quantity: Quantity, last: Measured) -> Measured | N
     begin = last.stop + match.start("bound") if match["bound"] else quantity.start
     answer = text[begin : quantity.stop]
     return Measured(
-        last.name, quantity, answer, begin, quantity.stop, last.how, last.name_start, last.name_stop, last.bearer, last.chain + 1
+        last.name,
+        quantity,
+        answer,
+        begin,
+        quantity.stop,
+        last.how,
+        last.name_start,
+        last.name_stop,
+        last.bearer,
+        last.chain + 1,
     )
 
 
@@ -261,4 +280,3 @@ def fits(name: str, quantity: Quantity) -> bool:
         return last in NUMBERS_ALONE
     kinds = _kinds(name)
     return not kinds or quantity.kind.rstrip("*") in kinds
-
