@@ -30,13 +30,16 @@ SINGULARS = {_plural(head): head for head in _HEADS}
 _WORD = re.compile(r"(?<![\w-])[A-Za-z][\w'-]*")
 # "More than" and "up to" bound a value; they belong to the answer.
 BOUND = r"less than|lower than|more than|greater than|higher than|over|at least|at most|up to|below|above|[<>≤≥]"
-ABOUT = r"(?:about|around|approximately|ca\.|circa|roughly|nearly|near|almost|close to|as high as|as low as|only|just|[~≈∼]|equal to|of|at|to)"
+ABOUT = (
+    r"(?:about|around|approximately|ca\.|circa|roughly|nearly|near|almost|close to|as high as|as low as|only|just|[~≈∼]|"
+    r"equal to|of|at|to)"
+)
 _EASED = rf"(?:{ABOUT}\s?)*(?P<bound>(?:{BOUND})\s?)?"
 IS = (
     r"(?:(?:is|was|are|were|be|being|remains?|remained|stays?|stayed|reach(?:es|ed)?|equals?|exceeds?|exceeded|"
     r"amounts?|amounted|averag(?:es|ed))|"
-    r"(?:(?:is|was|were|are|can be|could be) |then |also |thus |always |therefore )*(?:found|measured|determined|calculated|estimated|"
-    r"reported|observed|obtained|set|kept|fixed|maintained|held|chosen|adjusted|taken|limited|reduced|raised|controlled|varied|"
+    r"(?:(?:is|was|were|are|can be|could be) |then |also |thus |always |therefore )*(?:found|measured|determined|calculated|"
+    r"estimated|reported|observed|obtained|set|kept|fixed|maintained|held|chosen|adjusted|taken|limited|reduced|raised|controlled|varied|"
     r"increased|decreased|assumed|considered|selected|recorded)|"
     r"(?:in|de)creas(?:es|ed|ing)|dropp?(?:s|ed)|f[ae]lls?|ris(?:es|ed)|rose|changed|var(?:ies|ied|ying)|rang(?:es|ed|ing))"
     r"(?: \w+ly)?(?: to be| as| at| to| from| in)?"
@@ -60,31 +63,217 @@ _CHANGES = re.compile(
 )
 # Nouns that say nothing of what is measured unless another word goes before them.
 _EMPTY = frozenset(
-    "range level position difference increase decrease amount degree constant rise production quantity improvement reduction "
-    "number window interval deviation error share portion change mass step point".split()
+    [
+        "range",
+        "level",
+        "position",
+        "difference",
+        "increase",
+        "decrease",
+        "amount",
+        "degree",
+        "constant",
+        "rise",
+        "production",
+        "quantity",
+        "improvement",
+        "reduction",
+        "number",
+        "window",
+        "interval",
+        "deviation",
+        "error",
+        "share",
+        "portion",
+        "change",
+        "mass",
+        "step",
+        "point",
+    ]
 )
 _EQUALS = re.compile(r"(?<![\w^_./)])(?P<symbol>[A-Za-zα-ωΑ-ΩΔ∆][\w*'/-]{0,9}(?:\([\w/]{1,6}\))?)\s?[=≈]\s?[~<>]?\s?$")
 _AFTER = re.compile(
     rf"^[\s-](?:(?P<adjective>{'|'.join(_ADJECTIVES)})(?![\w-])|(?P<words>[A-Za-z][\w'-]*(?:\s[A-Za-z][\w'-]*){{0,2}}))"
 )
 _ALONE = re.compile(
-    rf"(?<![\w.^/(\[-])(?P<value>{RANGE})(?![\w%°^/]|\.\d|,\d|\s?[-–]\s?\d|\s?°|\s?[×x] ?\d|\s?(?:[A-Z°Å%]|[a-z]{1, 3}[\^/-]?\d))"
+    rf"(?<![\w.^/(\[-])(?P<value>{RANGE})"
+    rf"(?![\w%°^/]|\.\d|,\d|\s?[-–]\s?\d|\s?°|\s?[×x] ?\d|\s?(?:[A-Z°Å%]|[a-z]{{1,3}}[\^/-]?\d))"
 )
 _TOO_MUCH = re.compile(
     r"\b(?:and|which|that|while|where|when|with|than|by|is|are|was|were|has|have|had|show(?:s|ed)|after|before|using|or|respectively)\b"
 )
 _STOPS = frozenset(
-    "a an the of in for and or to is are was were by with at on from than as between which where per that this these its their "
-    "our has have had shows showed shown under over using into when while if via after before during without within through "
-    "achieved exhibits exhibited reached gives gave given be been being can could will would may might not respectively both "
-    "each all no until different various several two three four five only also about upon having indicates reveals showing "
-    "whereby yielding giving reaching against versus vs because since then thus so it they we he but".split()
+    [
+        "a",
+        "an",
+        "the",
+        "of",
+        "in",
+        "for",
+        "and",
+        "or",
+        "to",
+        "is",
+        "are",
+        "was",
+        "were",
+        "by",
+        "with",
+        "at",
+        "on",
+        "from",
+        "than",
+        "as",
+        "between",
+        "which",
+        "where",
+        "per",
+        "that",
+        "this",
+        "these",
+        "its",
+        "their",
+        "our",
+        "has",
+        "have",
+        "had",
+        "shows",
+        "showed",
+        "shown",
+        "under",
+        "over",
+        "using",
+        "into",
+        "when",
+        "while",
+        "if",
+        "via",
+        "after",
+        "before",
+        "during",
+        "without",
+        "within",
+        "through",
+        "achieved",
+        "exhibits",
+        "exhibited",
+        "reached",
+        "gives",
+        "gave",
+        "given",
+        "be",
+        "been",
+        "being",
+        "can",
+        "could",
+        "will",
+        "would",
+        "may",
+        "might",
+        "not",
+        "respectively",
+        "both",
+        "each",
+        "all",
+        "no",
+        "until",
+        "different",
+        "various",
+        "several",
+        "two",
+        "three",
+        "four",
+        "five",
+        "only",
+        "also",
+        "about",
+        "upon",
+        "having",
+        "indicates",
+        "reveals",
+        "showing",
+        "whereby",
+        "yielding",
+        "giving",
+        "reaching",
+        "against",
+        "versus",
+        "vs",
+        "because",
+        "since",
+        "then",
+        "thus",
+        "so",
+        "it",
+        "they",
+        "we",
+        "he",
+        "but",
+    ]
 )
 _JUDGING = frozenset(
-    "high higher low lower large larger small smaller good better excellent superior enhanced improved remarkable constant "
-    "similar certain corresponding resulting obtained measured reported respective very same fixed given such new typical "
-    "different negligible significant desired slight great greater considerable reduced increased decreased smallest largest "
-    "highest lowest best comparable quite rather more less other another any some one promising impressive outstanding".split()
+    [
+        "high",
+        "higher",
+        "low",
+        "lower",
+        "large",
+        "larger",
+        "small",
+        "smaller",
+        "good",
+        "better",
+        "excellent",
+        "superior",
+        "enhanced",
+        "improved",
+        "remarkable",
+        "constant",
+        "similar",
+        "certain",
+        "corresponding",
+        "resulting",
+        "obtained",
+        "measured",
+        "reported",
+        "respective",
+        "very",
+        "same",
+        "fixed",
+        "given",
+        "such",
+        "new",
+        "typical",
+        "different",
+        "negligible",
+        "significant",
+        "desired",
+        "slight",
+        "great",
+        "greater",
+        "considerable",
+        "reduced",
+        "increased",
+        "decreased",
+        "smallest",
+        "largest",
+        "highest",
+        "lowest",
+        "best",
+        "comparable",
+        "quite",
+        "rather",
+        "more",
+        "less",
+        "other",
+        "another",
+        "any",
+        "some",
+        "one",
+        "promising",
+        "impressive",
+        "outstanding",
+    ]
 )
 
 
