@@ -128,8 +128,6 @@ def find_measured(text: str, quantities: list[Quantity]) -> list[Measured]:
     if not any(map(str.isdigit, text)):
         return []
     heads = [(match.start(), match.end()) for match in _WORD.finditer(text) if _is_head(match[0])]
-    if not heads and "=" not in text and "≈" not in text:
-        return []
     found: list[Measured] = []
     for quantity in sorted([*quantities, *_numbers(text, quantities)], key=lambda quantity: quantity.start):
         measured = _read(text, quantity, heads)
@@ -175,10 +173,10 @@ def _read(text: str, quantity: Quantity, heads: list[tuple[int, int]]) -> Measur
         match, how = _DIRECT.fullmatch(between), "of"
         if match is None:
             match, how = _BORNE.fullmatch(between), "borne"
-        if match is None or (how == "borne" and _TOO_MUCH.search(match["bearer"])):
+        if match is None or (how == "borne" and _TOO_MUCH.search(_one_bearer(match["bearer"], text))):
             continue
         name_start, name = _name(text, head_start, head_stop)
-        if name in _EMPTY or not fits(name, quantity) or _DERIVED.search(between):
+        if (name in _EMPTY and how != "borne") or not fits(name, quantity) or _DERIVED.search(between):
             continue
         if how == "of" and not re.match(r"\s?(?:\([^()]*\))?\s?of\s", between):
             how = "is" if re.match(rf"{_SYMBOL}\s{IS}\s", between, re.IGNORECASE) else "other"
@@ -187,6 +185,11 @@ def _read(text: str, quantity: Quantity, heads: list[tuple[int, int]]) -> Measur
         bearer = match["bearer"] if how == "borne" else ""
         return Measured(name, quantity, answer, begin, quantity.stop, how, name_start, head_stop, bearer)
     return None
+
+
+def _one_bearer(bearer: str, text: str) -> str:
+    """What has the property; of several, whose values come respectively, one."""
+    return bearer.replace(" and ", " ") if "respectively" in text else bearer
 
 
 def _read_after(text: str, quantity: Quantity) -> Measured | None:

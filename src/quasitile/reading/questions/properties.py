@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from itertools import pairwise
 
 from quasitile.reading.quantities import Quantity
 from quasitile.reading.questions.candidate import ARTICLE, Candidate, Passage
@@ -41,6 +43,7 @@ WRONG_AFTER = re.compile(
     r"^\s?(?:higher|lower|larger|smaller|greater|less|more|thick|of (?:the|that|its|their)|times|and \d|or \d|to \d|,? "
     r"\d|,? and \d|per\b|/|\(?±|[-–]\s?\d|\S* and \S* for|[^.;]* respectively)"
 )
+_PLAIN = re.compile(r"\d+(?:\.\d+)?")
 _COMPARED = re.compile(
     r"^\s?(?:higher|lower|larger|smaller|greater|less|more|faster|slower|longer|shorter|better|above|below|times|per\b|[/·×^]|\(?±|"
     r"[-–]\s?\d|e\d)"
@@ -69,6 +72,19 @@ def property_value(passage: Passage) -> list[Candidate]:
                 candidate = _ask(passage, sentence, each, measured[index - each.chain :][: sizes[index]])
                 found += [candidate] if candidate else []
     return found
+
+
+def compared_values(passage: Passage) -> Iterator[tuple[Sentence, str, str, str, str]]:
+    """Sentences that give one property of two things: property, the thing with more of it, the one with less, both values."""
+    for sentence in passage.sentences:
+        measured = find_measured(sentence.text, passage.quantities[sentence.start]) if "respectively" in sentence.text else []
+        for index, (first, second) in enumerate(pairwise(measured)):
+            named = _bearers(sentence, [first, second]) if second.chain == 1 and _list_sizes(measured)[index] == 2 else []
+            sizes = [float(each.quantity.value) for each in (first, second) if _PLAIN.fullmatch(each.quantity.value)]
+            if not named or len(sizes) < 2 or sizes[0] == sizes[1] or first.quantity.unit != second.quantity.unit:
+                continue
+            more, less = named if sizes[0] > sizes[1] else named[::-1]
+            yield sentence, first.name, more, less, f"{_answer(first)} and {_answer(second)}"
 
 
 def _list_sizes(measured: list[Measured]) -> list[int]:
@@ -125,13 +141,18 @@ def _applied(passage: Passage, sentence: Sentence, measured: Measured, before: s
 
 def _listed(passage: Passage, sentence: Sentence, measured: Measured, listed: list[Measured]) -> Candidate | None:
     """`The NAME of A and B were 1 and 2 nm, respectively`, `The NAME was 1 and 2 nm for A and B, respectively`."""
-    after = sentence.text[listed[-1].stop :]
-    match = _RESPECTIVELY.match(after)
-    named = [name.strip() for name in _AND.split((match["bearers"] or measured.bearer) if match else "") if name.strip()]
-    if len(named) != len(listed):
+    named = _bearers(sentence, listed)
+    if not named:
         return None
     material = noun_phrase(named[measured.chain])
     return _of(passage, sentence, measured, material, "") if material else None
+
+
+def _bearers(sentence: Sentence, listed: list[Measured]) -> list[str]:
+    """What has the values of a list, in their order, where the sentence says `respectively`."""
+    match = _RESPECTIVELY.match(sentence.text[listed[-1].stop :])
+    named = [name.strip() for name in _AND.split((match["bearers"] or listed[0].bearer) if match else "") if name.strip()]
+    return named if len(named) == len(listed) else []
 
 
 def _accepted(measured: Measured) -> tuple[str, ...]:
