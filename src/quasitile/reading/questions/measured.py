@@ -36,7 +36,7 @@ ABOUT = (
 )
 _EASED = rf"(?:{ABOUT}\s?)*(?P<bound>(?:{BOUND})\s?)?"
 IS = (
-    r"(?:(?:is|was|are|were|be|being|remains?|remained|stays?|stayed|reach(?:es|ed)?|equals?|exceeds?|exceeded|"
+    r"(?:(?:is|was|are|were|be|being|remains?|remained|stays?|stayed|reach(?:es|ed)?|equals?|"
     r"amounts?|amounted|averag(?:es|ed))|"
     r"(?:(?:is|was|were|are|can be|could be) |then |also |thus |always |therefore )*(?:found|measured|determined|calculated|"
     r"estimated|reported|observed|obtained|set|kept|fixed|maintained|held|chosen|adjusted|taken|limited|reduced|raised|controlled|varied|"
@@ -57,7 +57,9 @@ _GOES_ON = re.compile(rf"\s?(?:,|and|or|,\s?and|,\s?or|to|&|/|vs\.?)\s?(?:then |
 _LIST_BEFORE = re.compile(
     rf"(?<![\w.^/-])(?:(?:{NUMBER},\s)*{NUMBER},?\s(?:and|or)|between\s{NUMBER}\sand|from\s{NUMBER}\sto)\s$"
 )
-_DERIVED = re.compile(r"(?:calculated|determined|estimated|obtained|taken|selected) from\s")
+_DERIVED = re.compile(
+    r"(?:calculated|determined|estimated|obtained|taken|selected|recorded|measured|observed|found|reported) from\s"
+)
 _CHANGES = re.compile(
     r"(?:increas|decreas|drop|f[ae]ll|rose|ris|reduc|chang|shift|improv|rais|lower|grow|grew|declin)\w*(?: from)?\s?$"
 )
@@ -71,6 +73,7 @@ _EQUALS = re.compile(r"(?<![\w^_./)])(?P<symbol>[A-Za-zα-ωΑ-ΩΔ∆][\w*'/-]{
 _AFTER = re.compile(
     rf"^[\s-](?:(?P<adjective>{'|'.join(_ADJECTIVES)})(?![\w-])|(?P<words>[A-Za-z][\w'-]*(?:\s[A-Za-z][\w'-]*){{0,2}}))"
 )
+_SPREAD = re.compile(r"(?<=\w) (?:range|level|limit|interval|window|step)$")  # has the unit of what stands before it
 _ALONE = re.compile(
     rf"(?<![\w.^/(\[-])(?P<value>{RANGE})"
     rf"(?![\w%°^/]|\.\d|,\d|\s?[-–]\s?\d|\s?°|\s?[×x] ?\d|\s?(?:[A-Z°Å%]|[a-z]{{1,3}}[\^/-]?\d))"
@@ -85,9 +88,12 @@ _STOPS = frozenset([
     "after", "before", "during", "without", "within", "through", "achieved", "exhibits", "exhibited", "reached",
     "gives", "gave", "given", "be", "been", "being", "can", "could", "will", "would", "may", "might", "not",
     "respectively", "both", "each", "all", "no", "until", "different", "various", "several", "two", "three", "four",
-    "five", "only", "also", "about", "upon", "having", "indicates", "reveals", "showing", "whereby", "yielding",
-    "giving", "reaching", "against", "versus", "vs", "because", "since", "then", "thus", "so", "it", "they", "we",
-    "he", "but",
+    "five", "only", "also", "about", "upon", "having", "indicates", "reveals", "showing", "whereby", "provide",
+    "provides", "provided", "deliver", "delivers", "delivered", "exhibit", "display", "displays", "displayed",
+    "show", "possess", "possesses", "maintain", "maintains", "attain", "obtain", "achieve", "achieves", "reach",
+    "reaches", "keep", "keeps", "need", "needs", "require", "requires", "use", "used", "include", "includes",
+    "yielding", "giving", "reaching", "against", "versus", "vs", "because", "since", "then", "thus", "so", "it",
+    "they", "we", "he", "but",
 ])  # fmt: skip
 _JUDGING = frozenset([
     "high", "higher", "low", "lower", "large", "larger", "small", "smaller", "good", "better", "excellent",
@@ -282,6 +288,7 @@ def _written(words: list[str]) -> str:
 
 @lru_cache(maxsize=4096)
 def _kinds(name: str) -> tuple[str, ...]:
+    name = _SPREAD.sub("", name)
     known = next((each for each in sorted(PROPERTIES, key=len, reverse=True) if name.lower().endswith(each)), "")
     last = name.split()[-1]
     return tuple((PROPERTIES[known] if known else MEASURES.get(last.lower(), SYMBOLS.get(last, ""))).split())

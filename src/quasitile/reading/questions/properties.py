@@ -152,6 +152,9 @@ def _bearers(sentence: Sentence, listed: list[Measured]) -> list[str]:
     """What has the values of a list, in their order, where the sentence says `respectively`."""
     match = _RESPECTIVELY.match(sentence.text[listed[-1].stop :])
     named = [name.strip() for name in _AND.split((match["bearers"] or listed[0].bearer) if match else "") if name.strip()]
+    shared = re.match(r".+?\s(?:in|of|for|at)\s", named[0]) if named else None  # `S in martensite and bainite`
+    if shared and not any(re.search(r"\s(?:in|of|for|at)\s", name) for name in named[1:]):
+        named = [named[0], *(shared[0] + name for name in named[1:])]
     return named if len(named) == len(listed) else []
 
 

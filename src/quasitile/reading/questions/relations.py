@@ -48,7 +48,8 @@ _COMPARED = re.compile(r"^(?:Compared|In comparison) (?:to|with) (?P<second>[^,]
 _BEFORE = re.compile(
     r"^(?:(?:As|In|At|For|With|From|After|Under|On|Due|Because|By|When|While|Although)\b[^,]{2,80}, |"
     r"It (?:is|was|has been|can be) [^,;]{4,40} that |"
-    r"(?:[^,;]{5,60}) (?:implies|implied|confirms?|confirmed|shows?|showed|indicates?|indicated|reveals?|revealed|demonstrates?|"
+    r"(?:[^,;]{5,60}) (?:implies|implied|confirms?|confirmed|shows?|showed|indicates?|indicated|reveals?|revealed|"
+    r"demonstrates?|"
     r"suggests?) that )"
 )
 _NUMBER = re.compile(r"\d\s?(?:nm|°C|%|K|eV|V|h)?$")
@@ -164,6 +165,7 @@ def cause(passage: Passage) -> list[Candidate]:
         effect, reason = noun_phrase(match["effect"], 11), clip(match["cause"], 16)
         if (
             not effect
+            or _cut_short(match["cause"], reason)
             or len(effect.split()) < 2
             or effect.lower() == "the main"
             or "following" in reason
@@ -193,6 +195,11 @@ def cause(passage: Passage) -> list[Candidate]:
     return found
 
 
+def _cut_short(whole: str, clause: str) -> bool:
+    """Whether a list was cut before its last member."""
+    return "," in clause and whole[len(clause) :].startswith((", and", " and"))
+
+
 def reason(passage: Passage) -> list[Candidate]:
     """`Statement because of Y`: why is it so?"""
     found = []
@@ -205,6 +212,7 @@ def reason(passage: Passage) -> list[Candidate]:
         first = effect.split()[0].lower()
         if (
             first in POINTERS
+            or _cut_short(match["cause"], cause_given)
             or not _CLAUSE.search(effect)
             or len(cause_given.split()) < 2
             or re.search(r"\b(?:not|is|are|was)$", effect)

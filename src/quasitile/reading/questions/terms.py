@@ -49,8 +49,8 @@ _CALLED = re.compile(
 _POINTS = re.compile(r"\b(?:this|these|those|its?|they|their|we|our|above|following|such|here|same)\b|[\[\]()]", re.IGNORECASE)
 _WHERE = re.compile(r"\b[Ww]here\s(?=\S+\s(?:is|denotes|represents|stands for|refers to)\s)")
 _SYMBOL = re.compile(
-    r"(?:(?<=[Ww]here\s)|[,;]\s(?:and\s)?|\sand\s)(?P<symbol>[A-Za-zα-ωΑ-ΩΔ∆][\w()*]{0,6}) (?:is|denotes|represents|stands for|refers to) "
-    r"(?P<meaning>(?:an?|the) [^,;.:=]{4,70}?)(?=[,;.]|\sand\s\S+\s(?:is|denotes|represents|stands)\s|\s\()"
+    r"(?:(?<=[Ww]here\s)|[,;]\s(?:and\s)?|\sand\s)(?P<symbol>[A-Za-zα-ωΑ-ΩΔ∆][\w()*]{0,6}) "
+    r"(?:is|denotes|represents|stands for|refers to) (?P<meaning>(?:an?|the) [^,;.:=]{4,70}?)(?=[,;.]|\sand\s\S+\s(?:is|denotes|represents|stands)\s|\s\()"
 )
 _ACRONYM = re.compile(r"\((?P<short>[A-Z][A-Za-z0-9-]{1,8})(?:[;,]\s[^()]{1,30})?\)")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import replace
 
 from quasitile.reading.formulae import find_formulae
 from quasitile.reading.quantities import Quantity
@@ -14,6 +15,7 @@ from quasitile.reading.sentences import Sentence
 
 BLANK = "____"
 MAX_CLOZES = 8  # a section, before selection
+FRAGMENT = 0.25  # what a blank in a piece of a sentence is worth less
 MAX_BLANKS = 2  # a sentence
 MAX_FRAGMENT_WORDS = 40  # of a run of text without a full stop, which fallback rules take in part
 MAX_FRAGMENT_CHARACTERS = 300
@@ -24,6 +26,7 @@ _SUMS_UP = re.compile(
     r"confirm|demonstrate|reveal)\w*|[Ww]e (?:find|found|show|showed|conclude|demonstrate)\w*)\b"
 )
 _INSTRUMENT = re.compile(r"[A-Z]{2,}\S*\s*$|\bV\s?$")
+_NUMBERED = re.compile(r"\b(?:Figs?\.?|Figures?|Tables?|Schemes?|Eqs?\.|Equations?|Sections?|Movies?|Refs?\.)\s?$")
 _ADDRESS = re.compile(r"\b(?:USA|Germany|Japan|China|France|UK|Korea|Switzerland|Italy|Inc\.|Ltd|GmbH|Corporation)\b")
 # Words too common in scientific prose to be worth a blank.
 COMMON = frozenset([
@@ -57,8 +60,10 @@ def any_cloze(passage: Passage) -> list[Candidate]:
     found = []
     for sentence in map(_fragment, passage.sentences):
         if sentence.num_words >= 4 and "|" not in sentence.text:
-            found += _blank(passage, sentence, words, minimum=0.0)
-    return sorted(found, key=lambda candidate: -candidate.quality)[:MAX_CLOZES]
+            whole = sentence.text.endswith((".", "!", "?"))
+            blanks = _blank(passage, sentence, words, minimum=0.0)
+            found += blanks if whole else [replace(blank, quality=blank.quality - FRAGMENT) for blank in blanks]
+    return sorted(found, key=lambda candidate: (not candidate.evidence.text.endswith("."), -candidate.quality))[:MAX_CLOZES]
 
 
 def _blank(passage: Passage, sentence: Sentence, words: Counter[str], minimum: float) -> list[Candidate]:
@@ -79,7 +84,12 @@ def _blank(passage: Passage, sentence: Sentence, words: Counter[str], minimum: f
         answer = text[start:stop]
         if quality < minimum or len(found) == MAX_BLANKS or (minimum == 0.0 and "\\" in text):
             break
-        if lowered.count(answer.lower()) != 1 or text[start - 1 : start] == "(":
+        if (
+            lowered.count(answer.lower()) != 1
+            or text[start - 1 : start] == "("
+            or answer[0] in "(["
+            or _NUMBERED.search(text[:start])
+        ):
             continue
         if _ADDRESS.search(text[max(0, start - 60) : stop + 40]):
             continue
@@ -170,7 +180,7 @@ def any_summary(passage: Passage) -> list[Candidate]:
     usable = [sentence for sentence in map(_fragment, passage.sentences) if sentence.num_words >= 3]
     plain = [sentence for sentence in usable if not re.search(r"[|=]|Copyright|^Fig", sentence.text)]
     usable = [sentence for sentence in plain if understandable(sentence)] or plain or usable
-    return [_summary(passage, usable, 0.2)] if usable else []
+    return [_summary(passage, usable, 0.0)] if usable else []
 
 
 def _fragment(sentence: Sentence) -> Sentence:
