@@ -41,7 +41,7 @@ NUMBER = rf"(?:[-+](?=\d))?(?:10\^-?\d+|{_DIGITS}(?:{_POWER}|[eE]-?\d+)?)"
 _UNCERTAINTY = rf"(?:\s?(?:±|\+/-)\s?{_DIGITS}(?:{_POWER})?|\(\d{{1,2}}\)(?=\s?[^\W\d_°%]))?"
 RANGE = rf"{NUMBER}{_UNCERTAINTY}(?:\s*(?:-|–|—|~|(?<=\s)to)\s*{NUMBER}{_UNCERTAINTY})?"
 _ATOM = "|".join(sorted((re.escape(symbol) for symbol in UNIT_KINDS), key=len, reverse=True))
-_SIGNED = r"(?:\^\(?[-+]?\d(?:/\d)?\)?|\s?-\s?[1-4](?!\d|\.\d))"
+_SIGNED = r"(?:\^(?:\([-+]?\d(?:/\d)?\)|[-+]?\d(?:/\d)?)|\s?-\s?[1-4](?!\d|\.\d))"
 _EXPONENT = rf"(?:{_SIGNED}|[23](?!\d|\.\d))"
 _POWERED = rf"(?:{_ATOM}){_EXPONENT}?"
 _OVER = rf"\s?[/·*]\s?(?:{_POWERED}|\({_POWERED}(?:[\s·*]{_POWERED})*\))"

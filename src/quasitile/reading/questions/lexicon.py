@@ -116,7 +116,12 @@ SYMBOLS = {
     "Tc": "temperature",
 }
 
-EPONYMS = frozenset(["Seebeck", "Curie", "Tafel", "Young's", "Coulombic", "Faradaic", "Vickers", "Hall", "Fermi"])
+EPONYMS = frozenset([
+    "Seebeck", "Curie", "Tafel", "Young's", "Coulombic", "Faradaic", "Vickers", "Hall", "Fermi", "Stokes", "Bragg",
+    "Raman", "Poisson's", "Debye", "Schottky", "Brinell", "Rockwell", "Knoop", "Weibull", "Larmor", "Warburg",
+    "Arrhenius", "Bohr", "Planck", "Boltzmann", "Reynolds", "Prandtl", "Nusselt", "Avrami", "Burgers", "Neel",
+    "Martens",
+])  # fmt: skip
 
 STEPS = [
     "annealed", "calcined", "sintered", "heated", "dried", "quenched", "stirred", "cured", "aged", "milled", "ball-milled",

@@ -76,7 +76,7 @@ _AFTER = re.compile(
 _SPREAD = re.compile(r"(?<=\w) (?:range|level|limit|interval|window|step)$")  # has the unit of what stands before it
 _ALONE = re.compile(
     rf"(?<![\w.^/(\[-])(?P<value>{RANGE})"
-    rf"(?![\w%°^/]|\.\d|,\d|\s?[-–]\s?\d|\s?°|\s?[×x] ?\d|\s?(?:[A-Z°Å%]|[a-z]{{1,3}}[\^/-]?\d))"
+    rf"(?![\w%°^/]|[.,:]\d|\s?[-–]\s?\d|\s?°|\s?[×x] ?\d|\s?(?:[A-Z°Å%]|[a-z]{{1,3}}[\^/-]?\d))"
 )
 _TOO_MUCH = re.compile(
     r"\b(?:and|which|that|while|where|when|with|than|by|is|are|was|were|has|have|had|show(?:s|ed)|after|before|using|or|respectively)\b"
@@ -88,12 +88,12 @@ _STOPS = frozenset([
     "after", "before", "during", "without", "within", "through", "achieved", "exhibits", "exhibited", "reached",
     "gives", "gave", "given", "be", "been", "being", "can", "could", "will", "would", "may", "might", "not",
     "respectively", "both", "each", "all", "no", "until", "different", "various", "several", "two", "three", "four",
-    "five", "only", "also", "about", "upon", "having", "indicates", "reveals", "showing", "whereby", "provide",
-    "provides", "provided", "deliver", "delivers", "delivered", "exhibit", "display", "displays", "displayed",
-    "show", "possess", "possesses", "maintain", "maintains", "attain", "obtain", "achieve", "achieves", "reach",
-    "reaches", "keep", "keeps", "need", "needs", "require", "requires", "use", "used", "include", "includes",
-    "yielding", "giving", "reaching", "against", "versus", "vs", "because", "since", "then", "thus", "so", "it",
-    "they", "we", "he", "but",
+    "five", "only", "also", "about", "upon", "having", "indicates", "reveals", "showing", "whereby", "contain",
+    "contained", "contains", "containing", "provide", "provides", "provided", "deliver", "delivers", "delivered",
+    "exhibit", "display", "displays", "displayed", "show", "possess", "possesses", "maintain", "maintains",
+    "attain", "obtain", "achieve", "achieves", "reach", "reaches", "keep", "keeps", "need", "needs", "require",
+    "requires", "use", "used", "include", "includes", "yielding", "giving", "reaching", "against", "versus", "vs",
+    "because", "since", "then", "thus", "so", "it", "they", "we", "he", "but",
 ])  # fmt: skip
 _JUDGING = frozenset([
     "high", "higher", "low", "lower", "large", "larger", "small", "smaller", "good", "better", "excellent",
@@ -182,6 +182,8 @@ def _read(text: str, quantity: Quantity, heads: list[tuple[int, int]]) -> Measur
         if match is None or (how == "borne" and _TOO_MUCH.search(_one_bearer(match["bearer"], text))):
             continue
         name_start, name = _name(text, head_start, head_stop)
+        if name.endswith(" range") and name.split()[-2].endswith("s"):
+            continue  # `the rates of such alloys range between`: a verb
         if (name in _EMPTY and how != "borne") or not fits(name, quantity) or _DERIVED.search(between):
             continue
         if how == "of" and not re.match(r"\s?(?:\([^()]*\))?\s?of\s", between):

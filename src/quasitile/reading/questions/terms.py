@@ -50,7 +50,8 @@ _POINTS = re.compile(r"\b(?:this|these|those|its?|they|their|we|our|above|follow
 _WHERE = re.compile(r"\b[Ww]here\s(?=\S+\s(?:is|denotes|represents|stands for|refers to)\s)")
 _SYMBOL = re.compile(
     r"(?:(?<=[Ww]here\s)|[,;]\s(?:and\s)?|\sand\s)(?P<symbol>[A-Za-zα-ωΑ-ΩΔ∆][\w()*]{0,6}) "
-    r"(?:is|denotes|represents|stands for|refers to) (?P<meaning>(?:an?|the) [^,;.:=]{4,70}?)(?=[,;.]|\sand\s\S+\s(?:is|denotes|represents|stands)\s|\s\()"
+    r"(?:is|denotes|represents|stands for|refers to) (?P<meaning>(?:an?|the) [^,;.:=]{4,70}?)"
+    r"(?=[,;.]|\sand\s\S+\s(?:is|denotes|represents|stands)\s|\s\()"
 )
 _ACRONYM = re.compile(r"\((?P<short>[A-Z][A-Za-z0-9-]{1,8})(?:[;,]\s[^()]{1,30})?\)")
 

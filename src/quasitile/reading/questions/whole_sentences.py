@@ -25,6 +25,11 @@ _SUMS_UP = re.compile(
     r"\b(?:[Ii]n summary|[Ii]n conclusion|[Tt]o sum up|[Oo]verall|(?:results?|findings|data|analysis) (?:show|indicate|suggest|"
     r"confirm|demonstrate|reveal)\w*|[Ww]e (?:find|found|show|showed|conclude|demonstrate)\w*)\b"
 )
+_SAYS_DONE = re.compile(
+    rf"{_SUMS_UP.pattern}|\b(?:[Ii]n (?:the|this) (?:present )?(?:work|paper|study|article|review)|[Hh]ere,|"
+    r"(?:is|are|was|were|has been|have been) (?:\w+ly )?(?:presented|proposed|developed|reported|achieved|demonstrated|"
+    r"investigated|studied|shown|found|discussed|reviewed|introduced))\b"
+)
 _INSTRUMENT = re.compile(r"[A-Z]{2,}\S*\s*$|\bV\s?$")
 _NUMBERED = re.compile(r"\b(?:Figs?\.?|Figures?|Tables?|Schemes?|Eqs?\.|Equations?|Sections?|Movies?|Refs?\.)\s?$")
 _ADDRESS = re.compile(r"\b(?:USA|Germany|Japan|China|France|UK|Korea|Switzerland|Italy|Inc\.|Ltd|GmbH|Corporation)\b")
@@ -60,7 +65,7 @@ def any_cloze(passage: Passage) -> list[Candidate]:
     found = []
     for sentence in map(_fragment, passage.sentences):
         if sentence.num_words >= 4 and "|" not in sentence.text:
-            whole = sentence.text.endswith((".", "!", "?"))
+            whole = sentence.text.endswith((".", "!", "?")) and not sentence.text[0].islower()
             blanks = _blank(passage, sentence, words, minimum=0.0)
             found += blanks if whole else [replace(blank, quality=blank.quality - FRAGMENT) for blank in blanks]
     return sorted(found, key=lambda candidate: (not candidate.evidence.text.endswith("."), -candidate.quality))[:MAX_CLOZES]
@@ -167,10 +172,9 @@ def _other_value(passage: Passage, quantity: Quantity) -> str:
 
 
 def summary(passage: Passage) -> list[Candidate]:
-    """The section's main statement: a sentence that says it sums up, or any of an abstract or a conclusion."""
-    usable = [sentence for sentence in passage.sentences if understandable(sentence, max_words=32)]
-    if passage.type not in ("abstract", "conclusion"):
-        usable = [sentence for sentence in usable if _SUMS_UP.search(sentence.text)]
+    """The section's main statement: a sentence that says it sums up; of an abstract or a conclusion, what the work did too."""
+    says = _SAYS_DONE if passage.type in ("abstract", "conclusion") else _SUMS_UP
+    usable = [each for each in passage.sentences if understandable(each, max_words=32) and says.search(each.text)]
     whole = not re.search(r"\(part \d+\)$", passage.title) and len(passage.sentences) >= 3
     return [_summary(passage, usable, 0.5)] if whole and usable else []
 
