@@ -62,7 +62,8 @@ seed_examples:
 document_outline: garnets
 """
 FORMS = {
-    "questions.csv": CSV, "questions.jsonl": JSONL, "questions.yaml": YAML, "questions.yml": YAML, "qna.yaml": QNA, "qna.yml": QNA,
+    "questions.csv": CSV, "questions.jsonl": JSONL, "questions.yaml": YAML, "questions.yml": YAML,
+    "qna.yaml": QNA, "qna.yml": QNA,
 }  # fmt: skip
 
 
