@@ -27,7 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("pairs", type=Path)
     parser.add_argument("--split", default="test")
-    parser.add_argument("--show", action="store_true", help="print what was wrong")
+    parser.add_argument("--show", action="store_true", help="print what was wrong or missed")
     options = parser.parse_args()
     gold: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for row in read_jsonl(options.pairs):
@@ -36,7 +36,8 @@ def main() -> None:
     vocabulary = count_words(normalise("\n\n".join(gold)))
     for name, pair in (("rules", by_rule), ("nearest words", nearest)):
         num_right = num_given = num_found = 0
-        for sentence, wanted in gold.items():
+        for sentence, pairs in gold.items():
+            wanted = [(dehyphenate(normalise(name), vocabulary), written) for name, written in pairs]
             text = dehyphenate(normalise(sentence), vocabulary)
             given = list(dict.fromkeys(pair(text)))
             hits = [candidate for candidate in given if any(same(candidate, each) for each in wanted)]
@@ -46,6 +47,9 @@ def main() -> None:
                 for candidate in given:
                     if candidate not in hits:
                         print(f"WRONG {candidate}\n   gold {wanted}\n   {text}")
+                for each in wanted:
+                    if not any(same(candidate, each) for candidate in given):
+                        print(f"MISSED {each}\n   {text}")
         num_pairs = sum(map(len, gold.values()))
         print(
             f"{name}: precision {num_right / max(1, num_given):.3f} ({num_right} of {num_given}), "
@@ -73,9 +77,12 @@ def nearest(text: str) -> list[tuple[str, str]]:
 
 def same(given: tuple[str, str], wanted: tuple[str, str]) -> bool:
     ours, theirs = set(comparable(given[0]).split()), set(comparable(wanted[0]).split())
-    plain = {word.removesuffix("s") for word in theirs - {"of"}}
-    overlap = bool(plain & {word.removesuffix("s") for word in ours})
+    overlap = bool({singular(word) for word in theirs - {"of"}} & {singular(word) for word in ours})
     return overlap and value(given[1]) == value(wanted[1])
+
+
+def singular(word: str) -> str:
+    return re.sub(r"(?<=ss)es$|(?<!s)s$", "", re.sub(r"ies$", "y", word))
 
 
 def value(text: str) -> str:

@@ -94,7 +94,7 @@ def test_jats(tmp_path):
         ("Films", 2, "", "Spun at 10^3 cm^-2.\n\n(a)/(b)"),
     ]
     assert document.dropped_characters == {
-        "extra abstracts": 8, "citations": 4, "figures": 10, "tables": 1, "back matter": 7, "references": 7,
+        "extra abstracts": 8, "citations": 4, "captions": 10, "tables": 1, "back matter": 7, "references": 7,
     }  # fmt: skip
     assert document.num_characters == document.kept_characters + 37
 
@@ -183,13 +183,13 @@ def test_unreadable_files_are_refused_in_one_line(tmp_path, suffix, content):
     [
         ("a.xml", "<article><body><p>cut", "not well-formed"),
         ("a.xml", "<poem><body>x</body></poem>", "root <poem>"),
-        ("a.xml", "<article><body/></article>", "no text"),
+        ("a.xml", "<article><body/></article>", "no running text"),
         ("a.tex", r"\section{A} \input{missing}", "missing"),
         ("a.tex", r"\input{../../etc/passwd}", "outside its folder"),
         ("a.tex", r"\input{a}", "circle"),
         ("a.tex", r"\newcommand{\x}{\x\x\x\x\x\x\x\x}" + r"\x" * 100_000 + "text", "without end"),
-        ("a.tex", r"\begin{document}\end{document}", "no text"),
-        ("a.md", "# Only a title", "no paragraphs"),
+        ("a.tex", r"\begin{document}\end{document}", "no running text"),
+        ("a.md", "# Only a title", "no running text"),
         ("a.jsonl", "{", "a.jsonl:1 is not valid JSON"),
         ("a.jsonl", '{"title": "x"}', 'no "sections"'),
         ("a.jsonl", '{"sections": [{"title": "x"}]}', 'without "text"'),

@@ -42,7 +42,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self, answer: object, faults: tuple[str, ...] = ()) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.answer = answer if isinstance(answer, str) else "```json\n" + json.dumps(answer) + "\n```"
-        self.faults, self.prompts = list(faults), []
+        self.faults, self.prompts, self.forms = list(faults), [], []
         self.now = self.most = 0
         self.lock = threading.Lock()
         threading.Thread(target=self.serve_forever, daemon=True).start()
@@ -68,6 +68,7 @@ class Handler(BaseHTTPRequestHandler):
         request = json.loads(self.rfile.read(int(self.headers["content-length"])))
         with server.lock:
             server.prompts.append(request["messages"][0]["content"])
+            server.forms.append(request.get("response_format"))
             server.now += 1
             server.most = max(server.most, server.now)
             fault = server.faults.pop(0) if server.faults else ""
@@ -163,6 +164,15 @@ def test_a_refusal_ends_the_run_in_one_line(tmp_path, status):
         assert len(server.prompts) == 1
 
 
+@pytest.mark.parametrize("structured", [True, False])
+def test_the_server_is_asked_for_json_of_the_form_that_is_parsed(papers, tmp_path, structured):
+    with Server(GOOD) as server:
+        settings = ReadSettings(model=settings_for(server, structured=structured))
+        read(papers / "garnets.md", tmp_path / "out", settings)
+        schemas = [form["json_schema"]["schema"] for form in server.forms if form]
+    assert [set(schema["properties"]) for schema in schemas] == [{"questions"}] * (len(server.forms) if structured else 0)
+
+
 def test_parallel_requests_are_limited(papers, tmp_path):
     text = "# T\n\n" + "".join(
         f"## S{n}\n\n" + f"Iron number {n} is a metal that rusts in the rain. " * 8 + "\n\n" for n in range(12)
@@ -177,7 +187,7 @@ def test_parallel_requests_are_limited(papers, tmp_path):
 def test_a_killed_run_does_not_ask_again(tmp_path):
     calls = []
 
-    def complete(prompt: str) -> tuple[str, int, int]:
+    def complete(prompt: str, schema: dict | None) -> tuple[str, int, int]:
         calls.append(prompt)
         return json.dumps(GOOD), 1, 1
 
@@ -194,7 +204,7 @@ def test_a_killed_run_does_not_ask_again(tmp_path):
 
 
 def test_a_model_may_check_the_answers(papers, tmp_path):
-    def complete(prompt: str) -> tuple[str, int, int]:
+    def complete(prompt: str, schema: dict | None) -> tuple[str, int, int]:
         return ("No." if prompt.startswith("Evidence") else json.dumps(GOOD)), 1, 1
 
     from quasitile.reading.documents import Section
@@ -208,7 +218,7 @@ def test_a_model_may_check_the_answers(papers, tmp_path):
 def test_prompts_can_be_edited(tmp_path):
     from quasitile.reading.questions.model import Writer
 
-    client = Client(ModelSettings(path="x", prompts=str(tmp_path)), tmp_path / "journal", lambda prompt: ("", 0, 0))
+    client = Client(ModelSettings(path="x", prompts=str(tmp_path)), tmp_path / "journal", lambda prompt, schema: ("", 0, 0))
     with pytest.raises(InputError, match="does not exist"):
         Writer(client)
     (tmp_path / "questions.md").write_text("On {subject}")

@@ -117,10 +117,10 @@ LAUGHS = '<!DOCTYPE lolz [<!ENTITY l0 "lol">' + "".join(
     ("name", "content", "message"),
     [
         ("deep.xml", "<article>" + "<sec>" * 10_000 + "</sec>" * 10_000 + "</article>", "not well-formed"),
-        ("deep.html", "<body>" + "<div>" * 10_000 + "text", "nested|no paragraphs"),
-        ("less.html", "<body>" + "<div>" * (MAX_DEPTH + 5) + "text", "nested|no paragraphs"),
+        ("deep.html", "<body>" + "<div>" * 10_000 + "text", "nested|no running text"),
+        ("less.html", "<body>" + "<div>" * (MAX_DEPTH + 5) + "text", "nested|no running text"),
         ("null.html", "<p>a\0b</p>", "binary data"),
-        ("empty.html", "<p> </p>", "no paragraphs"),
+        ("empty.html", "<p> </p>", "no running text"),
         ("deep.jsonl", "[" * 100_000, "not valid JSON"),
         ("broken.pdf", b"%PDF-1.4 nothing", "cannot be read as PDF"),
         ("empty.pdf", pdf(), "no text layer"),

@@ -20,6 +20,7 @@ from quasitile.reading.quantities import find_quantities
         ("1.5 W m^-1 K^-1,", "1.5 W m^-1 K^-1", "power*"),
         ("1.5 W m-1 K-1", "1.5 W m^-1 K^-1", "power*"),
         ("5 W/(m K)", "5 W/(m K)", "power*"),
+        ("about 7 m^2 g^-1) was", "7 m^2 g^-1", "length*"),
         ("2 mA cm^-2", "2 mA cm^-2", "current*"),
         ("10^-6 S cm^-1", "10^-6 S cm^-1", "conductance*"),
         ("3.2 × 10^-4 S/cm", "3.2 × 10^-4 S/cm", "conductance*"),
@@ -85,7 +86,7 @@ def test_no_quantity(text):
 )
 def test_formulae(formula):
     assert is_formula(formula)
-    assert find_formulae(f"The {formula}, as shown.") == [(formula, 4, 4 + len(formula))]
+    assert find_formulae(f"The {formula}, as shown.") == ((formula, 4, 4 + len(formula)),)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from quasitile.reading.questions.candidate import ARTICLE, Candidate
 NEAR_DUPLICATE = 90  # similarity in per cent of two questions with the same answer
 SAME_SENTENCE = 0.8  # Jaccard similarity of the word triples of two sentences of different documents
 _BANDS, _ROWS = 8, 4
-_EMPTY = MinHash(num_perm=_BANDS * _ROWS, seed=1, hashfunc=crc32)
+_SKETCH = MinHash(num_perm=_BANDS * _ROWS, seed=1, hashfunc=crc32)  # used again and again: its permutations are costly
 # Kinds that ask about one word of a sentence among several: a sentence bears many of them.
 _CHOOSING = frozenset(("true_false", "choice"))
 
@@ -129,9 +129,9 @@ def _signature(evidence: str) -> np.ndarray:
     """MinHash values of a sentence's word triples, 32 bits each."""
     words = evidence.split()
     triples = {" ".join(words[index : index + 3]).encode() for index in range(max(1, len(words) - 2))}
-    sketch = _EMPTY.copy()
-    sketch.update_batch(sorted(triples))
-    return (np.asarray(sketch.hashvalues, np.uint64) & np.uint64(0xFFFFFFFF)).astype(np.uint32)
+    _SKETCH.clear()
+    _SKETCH.update_batch(list(triples))
+    return (np.asarray(_SKETCH.hashvalues, np.uint64) & np.uint64(0xFFFFFFFF)).astype(np.uint32)
 
 
 def _bands(signature: np.ndarray) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 ELEMENTS = frozenset([
     "H", "He", "Li", "Be", "B", "C", "N", "O", "F", "Ne", "Na", "Mg", "Al", "Si", "P", "S", "Cl", "Ar", "K", "Ca", "Sc",
@@ -51,7 +52,8 @@ def is_formula(token: str) -> bool:
     return has_number or any(len(symbol) == 2 for symbol in symbols) or token in CAPITAL_FORMULAE
 
 
-def find_formulae(text: str) -> list[tuple[str, int, int]]:
+@lru_cache(maxsize=512)
+def find_formulae(text: str) -> tuple[tuple[str, int, int], ...]:
     """Find chemical formulae as `(formula, start, stop)`."""
     found = []
     for match in _FORMULA_TOKEN.finditer(text):
@@ -60,4 +62,4 @@ def find_formulae(text: str) -> list[tuple[str, int, int]]:
             token = token[:-1]
         if is_formula(token):
             found.append((token, match.start(), match.start() + len(token)))
-    return found
+    return tuple(found)

@@ -11,7 +11,7 @@ SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎ₐₑₒₓ
 LIGATURES = {"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl", "ﬅ": "st", "ﬆ": "st"}
 CHARACTERS = {
     "\u2212": "-", "\u2010": "-", "\u2011": "-", "\u00b5": "\u03bc", "\u2126": "\u03a9", "\u212b": "\u00c5", "\u212a": "K",
-    "\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u2103": "\u00b0C", "\u2109": "\u00b0F",
+    "\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u2103": "\u00b0C", "\u2109": "\u00b0F", "\u25e6": "\u00b0",
     "\u00ad": "", "\u200b": "", "\u200c": "", "\u200d": "", "\u2060": "", "\ufeff": "",
 }  # fmt: skip
 _TABLE = str.maketrans({**CHARACTERS, **LIGATURES, **SUBSCRIPTS})
@@ -38,11 +38,14 @@ def normalise(text: str) -> str:
     Paragraphs are separated by one blank line and hold single spaces only; superscripts become
     `^` and subscripts stand inline. Applying it twice changes nothing.
     """
-    text = _SUPERSCRIPT.sub(lambda match: "^" + "".join(SUPERSCRIPTS[char] for char in match[0]), text)
-    text = _CONTROL.sub("", text.translate(_TABLE))
-    text = _CARET.sub(lambda match: f"^{(match[1] or '').strip()}", text)
-    text = re.sub(r"\^(?:[\^\s]|(?=\Z))+", "^", text).rstrip("^")
-    text = _MINUS.sub("-", _DIGIT_DASH.sub("-", text))
+    if not text.isascii():
+        text = _SUPERSCRIPT.sub(lambda match: "^" + "".join(SUPERSCRIPTS[char] for char in match[0]), text).translate(_TABLE)
+    text = _CONTROL.sub("", text)
+    if "^" in text:
+        text = _CARET.sub(lambda match: f"^{(match[1] or '').strip()}", text)
+        text = re.sub(r"\^(?:[\^\s]|(?=\Z))+", "^", text).rstrip("^")
+    if not text.isascii():
+        text = _MINUS.sub("-", _DIGIT_DASH.sub("-", text))
     paragraphs = (" ".join(paragraph.split()) for paragraph in _PARAGRAPH.split(text))
     return "\n\n".join(paragraph for paragraph in paragraphs if paragraph)
 

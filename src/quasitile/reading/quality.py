@@ -8,6 +8,7 @@ from collections.abc import Callable
 from quasitile.reading.asked import Asked
 from quasitile.reading.normalise import comparable
 from quasitile.reading.questions.candidate import Candidate, name_article
+from quasitile.reading.sentences import num_letters
 
 MAX_ANSWER_WORDS = {"definition": 12, "cause": 16, "composition": 14, "comparison": 8, "summary": 40}
 MAX_ANSWER_WORDS_OTHERWISE = 10
@@ -34,7 +35,7 @@ def given_away(candidate: Candidate, title: str) -> bool:
 
 def _unreadable(question: str) -> bool:
     """Whether a question is hardly one: under three words, or mostly digits and marks."""
-    return len(question.split()) < 3 or sum(char.isalpha() or char == " " for char in question) < 0.6 * len(question)
+    return len(question.split()) < 3 or num_letters(question) < 0.6 * len(question)
 
 
 def _too_long(candidate: Candidate) -> bool:
@@ -87,14 +88,15 @@ def select(
     while waiting:
         best = max(waiting, key=lambda candidate: (worth(candidate), -candidate.evidence.start))
         waiting.remove(best)
-        reason = asked.repeated(best)
-        if not reason and best.kind != "expert":
+        reason = ""
+        if best.kind != "expert":
             if len(chosen) >= max_facts:
                 reason = "more than max_facts"
             elif (kinds[best.kind] >= MAX_OF_KIND.get(best.kind, max_facts) and not filling) or (
                 best.kind == "summary" and len(chosen) >= NUM_WITHOUT_SUMMARY
             ):
                 reason = "kind has its share"
+        reason = reason or asked.repeated(best)
         if reason:
             dropped.append((best, reason))
         else:

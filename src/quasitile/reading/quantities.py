@@ -41,17 +41,19 @@ NUMBER = rf"(?:[-+](?=\d))?(?:10\^-?\d+|{_DIGITS}(?:{_POWER}|[eE]-?\d+)?)"
 _UNCERTAINTY = rf"(?:\s?(?:±|\+/-)\s?{_DIGITS}(?:{_POWER})?|\(\d{{1,2}}\)(?=\s?[^\W\d_°%]))?"
 RANGE = rf"{NUMBER}{_UNCERTAINTY}(?:\s*(?:-|–|—|~|(?<=\s)to)\s*{NUMBER}{_UNCERTAINTY})?"
 _ATOM = "|".join(sorted((re.escape(symbol) for symbol in UNIT_KINDS), key=len, reverse=True))
-_SIGNED = r"(?:\^\(?[-+]?\d(?:/\d)?\)?|\s?-\s?[1-4](?!\d|\.\d))"
+_SIGNED = r"(?:\^(?:\([-+]?\d(?:/\d)?\)|[-+]?\d(?:/\d)?)|\s?-\s?[1-4](?!\d|\.\d))"
 _EXPONENT = rf"(?:{_SIGNED}|[23](?!\d|\.\d))"
 _POWERED = rf"(?:{_ATOM}){_EXPONENT}?"
 _OVER = rf"\s?[/·*]\s?(?:{_POWERED}|\({_POWERED}(?:[\s·*]{_POWERED})*\))"
 _TIMES = rf"[\s.]?(?:{_ATOM}){_SIGNED}"
-_UNIT = rf"{_POWERED}(?:{_OVER}|{_TIMES})*"
+_UNIT = rf"(?:m?Ω\s(?:m|cm|mm)\^?2|{_POWERED}(?:{_OVER}|{_TIMES})*)"
 _CELSIUS = r"\s?[°º˚]\s?C|\s?o\s?C|C"
 _QUANTITY = re.compile(
     rf"(?<![\w.^/])(?P<value>{RANGE})(?:(?P<celsius>{_CELSIUS})(?![\w°^/])|(?P<gap>[\s-]?)(?P<unit>{_UNIT})(?![\w°^%]))"
 )
-_REPEATED_UNIT = re.compile(rf"(?<![\d.,])({NUMBER})\s?(°C|K|%|nm|μm|mm|h|min|eV|MPa|GPa|V)(\s?(?:-|–|to)\s?)(?={NUMBER}\s?\2)")
+_REPEATED_UNIT = re.compile(
+    rf"(?<![\d.,])({NUMBER})\s?(°C|K|%|nm|μm|mm|h|min|eV|MPa|GPa|V|°)(\s?(?:-|–|to)\s?)(?={NUMBER}\s?\2)"
+)
 _NAMED_NUMBERS = re.compile(
     r"(?:Figs?\.?|Figures?|Tables?|Sections?|Eqs?\.?|Equations?|Refs?\.?|Steps?|Chapters?|No\.|Samples?|Scheme|Type)\s?$",
     re.IGNORECASE,
@@ -80,7 +82,9 @@ def find_quantities(text: str) -> list[Quantity]:
     A bare `C` is a temperature only when attached to an integer of 40 or more (`200C`), since
     `0.5C` is a rate of charge.
     """
-    found = []
+    found: list[Quantity] = []
+    if not any(map(str.isdigit, text)):
+        return found
     for match in _QUANTITY.finditer(_merge_ranges(text)):
         value, unit, celsius = match["value"], match["unit"], match["celsius"]
         if _NAMED_NUMBERS.search(text[max(0, match.start() - 10) : match.start()]):

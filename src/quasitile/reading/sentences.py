@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 
 ABBREVIATIONS = frozenset([
     "fig", "figs", "eq", "eqs", "ref", "refs", "tab", "sec", "no", "nos", "al", "etc", "ca", "cf", "vs", "approx", "resp",
@@ -22,10 +23,15 @@ class Sentence:
     start: int
     stop: int
 
-    @property
+    @cached_property
     def num_words(self) -> int:
         """Words, split at white space."""
         return len(self.text.split())
+
+
+def num_letters(text: str) -> int:
+    """Letters and blanks."""
+    return sum(map(str.isalpha, text)) + text.count(" ")
 
 
 def split_sentences(text: str) -> list[Sentence]:

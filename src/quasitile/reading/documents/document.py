@@ -59,6 +59,17 @@ class Document:
             self.removed.append((kind, text))
 
 
+def with_text(document: Document) -> list[Document]:
+    """The one document of a file.
+
+    Raises:
+        InputError: None of its sections holds text.
+    """
+    if not any(section.text for section in document.sections):
+        raise InputError(f"{document.path} has no running text; give the whole paper, or remove it")
+    return [document]
+
+
 def check_size(path: Path) -> None:
     """Refuse a file that no paper fills.
 

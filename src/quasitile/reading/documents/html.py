@@ -9,7 +9,7 @@ from pathlib import Path
 from lxml import etree  # pyright: ignore[reportAttributeAccessIssue]
 
 from quasitile.errors import InputError
-from quasitile.reading.documents.document import Document, Section, read_text
+from quasitile.reading.documents.document import Document, Section, read_text, with_text
 from quasitile.reading.documents.markup import everything, local_name, mathml, superscript, tidy
 from quasitile.reading.documents.mathematics import math_to_text
 from quasitile.reading.documents.text import REFERENCES
@@ -58,10 +58,8 @@ def read_html(path: Path, root: etree._Element | None = None) -> list[Document]:
     reader = _Reader(document)
     reader.walk(main)
     reader.close()
-    if not any(section.text for section in document.sections):
-        raise InputError(f"{path} has no paragraphs of text; save the article itself, not the page around it")
     document.title = document.title or path.stem
-    return [document]
+    return with_text(document)
 
 
 class _Reader:

@@ -8,8 +8,19 @@ from pathlib import Path
 from lxml import etree  # pyright: ignore[reportAttributeAccessIssue]
 
 from quasitile.errors import InputError
-from quasitile.reading.documents.document import Document, Section
-from quasitile.reading.documents.markup import everything, local_name, mathml, parse_xml, superscript, tidy
+from quasitile.reading.documents.document import Document, Section, with_text
+from quasitile.reading.documents.markup import (
+    Grammar,
+    block,
+    drop,
+    everything,
+    inline,
+    local_name,
+    mathml,
+    parse_xml,
+    superscript,
+    tidy,
+)
 from quasitile.reading.documents.text import BACK_MATTER
 from quasitile.reading.normalise import normalise
 
@@ -56,9 +67,7 @@ def read_jats(path: Path, root: etree._Element | None = None) -> list[Document]:
             _read_section(child, document, 1, "Appendix", "")
         else:
             document.drop(DROPPED.get(local_name(child), "back matter"), everything(child))
-    if not document.sections:
-        raise InputError(f"{path} has no text in its abstract or body; it may be a stub of metadata")
-    return [document]
+    return with_text(document)
 
 
 def _read_abstracts(root: etree._Element, document: Document) -> None:
@@ -76,7 +85,7 @@ def _read_section(node: etree._Element, document: Document, level: int, title: s
     for child in node:
         name = local_name(child)
         if name == "title":
-            title = normalise(_inline(child, document)) or title
+            title = normalise(inline(child, document, GRAMMAR)) or title
         elif name == "sec" and _is_back_matter(child):
             document.drop("back matter", everything(child))
         elif name == "sec":
@@ -84,7 +93,7 @@ def _read_section(node: etree._Element, document: Document, level: int, title: s
         elif name == "label" and _NUMBER_LABEL.match(everything(child).strip()):
             document.drop("labels", everything(child))
         else:
-            paragraphs.append(_block(child, document))
+            paragraphs.append(block(child, document, GRAMMAR))
             paragraphs.append(child.tail or "")
     text = tidy("\n\n".join([node.text or "", *paragraphs]))
     if text or (subsections and level > 0):
@@ -94,43 +103,19 @@ def _read_section(node: etree._Element, document: Document, level: int, title: s
         _read_section(child, document, level + 1, "", own_type)
 
 
-def _block(node: etree._Element, document: Document) -> str:
-    """A block's text, paragraphs separated by blank lines."""
-    if local_name(node) in DROPPED or isinstance(node, etree._Entity):
-        _drop(node, document)
-        return ""
-    return _inline(node, document)
-
-
-def _inline(node: etree._Element, document: Document) -> str:
-    """The text of an element and its children, with sub- and superscripts, formulae and block breaks."""
-    parts = [node.text or ""]
-    for child in node:
-        parts.append(_child(child, document))
-        parts.append(child.tail or "")
-    return "".join(parts)
-
-
-def _child(node: etree._Element, document: Document) -> str:
+def _own(node: etree._Element, document: Document) -> str | None:
+    """Citations, one of several forms of a formula, superscripts and line breaks."""
     name = local_name(node)
-    if name in DROPPED or isinstance(node, etree._Entity):
-        _drop(node, document)
-        return " "
-    if name == "xref":
-        if node.get("ref-type") in CITATION_TYPES:
-            document.drop("citations", everything(node))
-            return ""
-        return _inline(node, document)
+    if name == "xref" and node.get("ref-type") in CITATION_TYPES:
+        document.drop("citations", everything(node))
+        return ""
     if name == "alternatives":
         return _alternatives(node, document)
-    if name == "math":
-        return f" {mathml(node)} "
     if name == "sup":
-        return superscript(_inline(node, document), node.find("{*}xref") is not None)
-    if name == "break":
-        return " "
-    text = _inline(node, document)
-    return f"\n\n{text}\n\n" if name in _BLOCKS else f"\n\n{text} " if name == "title" else text
+        return superscript(inline(node, document, GRAMMAR), node.find("{*}xref") is not None)
+    if name == "title":
+        return f"\n\n{inline(node, document, GRAMMAR)} "
+    return " " if name == "break" else None
 
 
 def _alternatives(node: etree._Element, document: Document) -> str:
@@ -138,22 +123,18 @@ def _alternatives(node: etree._Element, document: Document) -> str:
     chosen = next((child for child in node if local_name(child) == "math"), None)
     for child in node:
         if child is not chosen:
-            _drop(child, document)
+            drop(child, document, GRAMMAR)
     return "" if chosen is None else f" {mathml(chosen)} "
 
 
-def _drop(node: etree._Element, document: Document) -> None:
-    if isinstance(node, etree._Entity):
-        document.drop("entities", node.text or "")
-    else:
-        document.drop(DROPPED.get(local_name(node), "other"), everything(node))
+GRAMMAR = Grammar(DROPPED, _BLOCKS, _own)
 
 
 def _plain(node: etree._Element | None) -> str:
     """A title's text without account."""
     if node is None:
         return ""
-    return normalise(_inline(node, Document("", "", "jats", "")).replace("\n", " "))
+    return normalise(inline(node, Document("", "", "jats", ""), GRAMMAR).replace("\n", " "))
 
 
 def _is_back_matter(section: etree._Element) -> bool:

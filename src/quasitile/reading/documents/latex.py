@@ -7,8 +7,7 @@ import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
-from quasitile.errors import InputError
-from quasitile.reading.documents.document import Document, Section
+from quasitile.reading.documents.document import Document, Section, with_text
 from quasitile.reading.documents.latex_source import load_source, read_group
 from quasitile.reading.documents.mathematics import SYMBOLS, math_to_text
 from quasitile.reading.documents.siunitx import chemistry_to_text, number_to_text, quantity_to_text, unit_to_text
@@ -27,7 +26,7 @@ DROPPED_COMMANDS = {
     "label": None, "bibliography": None, "bibliographystyle": None, "includegraphics": None, "vspace": None, "hspace": None,
     "pagestyle": None, "thispagestyle": None, "author": "front matter", "affiliation": "front matter",
     "date": "front matter", "email": "front matter", "keywords": "front matter", "url": None, "pacs": None,
-    "setcounter": None, "caption": "figures",
+    "setcounter": None, "caption": "captions",
 }  # fmt: skip
 _ACCENTS = {"'": "\u0301", "`": "\u0300", "^": "\u0302", '"': "\u0308", "~": "\u0303", "=": "\u0304", ".": "\u0307"}
 _LETTER_ACCENTS = {"c": "\u0327", "v": "\u030c", "u": "\u0306", "H": "\u030b", "k": "\u0328", "r": "\u030a"}
@@ -73,9 +72,7 @@ def read_latex(path: Path) -> list[Document]:
             document.drop("references", rendered)
         elif rendered or name != "Main text":
             document.sections.append(Section(name, level, section_type, rendered))
-    if not any(section.text for section in document.sections):
-        raise InputError(f"{path} holds no text between \\begin{{document}} and \\end{{document}}; is it a fragment?")
-    return [document]
+    return with_text(document)
 
 
 def _split(source: str) -> list[tuple[str, int, str, str]]:

@@ -9,8 +9,7 @@ import yaml
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from quasitile.errors import InputError
-from quasitile.reading.documents.document import Document, Section, read_text
+from quasitile.reading.documents.document import Document, Section, read_text, with_text
 from quasitile.reading.documents.mathematics import math_to_text
 from quasitile.reading.documents.text import REFERENCES
 from quasitile.reading.normalise import normalise
@@ -45,9 +44,7 @@ def read_markdown(path: Path) -> list[Document]:
     reader.read(source)
     reader.close_section()
     document.title = document.title or path.stem
-    if not any(section.text for section in document.sections):
-        raise InputError(f"{path} holds no paragraphs; add text or remove it")
-    return [document]
+    return with_text(document)
 
 
 def _front_matter(source: str, document: Document) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 from quasitile.errors import InputError
 from quasitile.reading.documents import pdf_lines
-from quasitile.reading.documents.document import MAX_TEXT_CHARACTERS, Document, Section, check_size
+from quasitile.reading.documents.document import MAX_TEXT_CHARACTERS, Document, Section, check_size, with_text
 from quasitile.reading.documents.text import KNOWN_HEADINGS, REFERENCES
 from quasitile.reading.normalise import count_words, dehyphenate, normalise
 
@@ -61,9 +61,7 @@ def read_pdf(path: Path) -> list[Document]:
         elif text or heading != "Main text":
             document.sections.append(Section(heading, level, "", text))
     document.title = document.title or path.stem
-    if not any(section.text for section in document.sections):
-        raise InputError(f"{path} has a title but no text; give the whole paper")
-    return [document]
+    return with_text(document)
 
 
 def _extract(path: Path) -> tuple[str, list[Line]]:

@@ -8,8 +8,8 @@ from pathlib import Path
 from lxml import etree  # pyright: ignore[reportAttributeAccessIssue]
 
 from quasitile.errors import InputError
-from quasitile.reading.documents.document import Document, Section
-from quasitile.reading.documents.markup import everything, local_name, mathml, parse_xml, superscript, tidy
+from quasitile.reading.documents.document import Document, Section, with_text
+from quasitile.reading.documents.markup import Grammar, block, everything, inline, local_name, parse_xml, superscript, tidy
 from quasitile.reading.normalise import count_words, dehyphenate, normalise
 
 DROPPED = {
@@ -20,7 +20,6 @@ DROPPED_DIVISIONS = {
     "references": "references", "acknowledgement": "back matter", "funding": "back matter", "availability": "back matter",
     "contribution": "back matter", "conflict": "back matter",
 }  # fmt: skip
-_BLOCKS = frozenset(["p", "formula", "list", "item", "quote", "lg", "l", "ab"])
 
 
 def read_tei(path: Path, root: etree._Element | None = None) -> list[Document]:
@@ -42,14 +41,12 @@ def read_tei(path: Path, root: etree._Element | None = None) -> list[Document]:
                 _division(part, document, 0, "Main text", "")
             else:
                 _back(part, document)
-    if not any(section.text for section in document.sections):
-        raise InputError(f"{path} has no text in its abstract or body; it may be a stub of metadata")
     vocabulary = count_words("\n\n".join(section.text for section in document.sections))
     document.sections = [
         Section(section.title, section.level, section.type, dehyphenate(section.text, vocabulary))
         for section in document.sections
     ]
-    return [document]
+    return with_text(document)
 
 
 def _back(part: etree._Element, document: Document) -> None:
@@ -68,13 +65,13 @@ def _division(node: etree._Element, document: Document, level: int, title: str, 
     for child in node:
         name = local_name(child)
         if name == "head":
-            title = normalise(_inline(child, document).replace("\n", " ")) or title
+            title = normalise(inline(child, document, GRAMMAR).replace("\n", " ")) or title
             number = child.get("n", "").strip(".")
             level = max(level, 1 + number.count(".")) if number else level
         elif name == "div":
             below.append(child)
         else:
-            blocks += [_block(child, document), child.tail or ""]
+            blocks += [block(child, document, GRAMMAR), child.tail or ""]
     text = tidy("\n\n".join(blocks))
     headed = node.find("{*}head") is not None
     if text or (below and headed):
@@ -83,52 +80,18 @@ def _division(node: etree._Element, document: Document, level: int, title: str, 
         _division(child, document, level + 1 if headed or level == 0 else level, title, section_type)
 
 
-def _block(node: etree._Element, document: Document) -> str:
+def _own(node: etree._Element, document: Document) -> str | None:
+    """Citations, superscripts and line breaks."""
     name = local_name(node)
-    if name in DROPPED:
-        _drop(node, document)
-        return ""
-    return _inline(node, document)
-
-
-def _inline(node: etree._Element, document: Document) -> str:
-    parts = [node.text or ""]
-    for child in node:
-        parts += [_child(child, document), child.tail or ""]
-    return "".join(parts)
-
-
-def _child(node: etree._Element, document: Document) -> str:
-    name = local_name(node)
-    if isinstance(node, etree._Entity):
-        document.drop("entities", node.text or "")
-        return " "
-    if name in DROPPED:
-        _drop(node, document)
-        return " "
     if name == "ref" and node.get("type") in ("bibr", "foot"):
         document.drop("citations", everything(node))
         return ""
-    if name == "math":
-        return f" {mathml(node)} "
     if name == "hi" and node.get("rend") in ("superscript", "sup"):
-        return superscript(_inline(node, document), cites=False)
-    if name == "lb":
-        return " "
-    text = _inline(node, document)
-    return f"\n\n{text}\n\n" if name in _BLOCKS else text
+        return superscript(inline(node, document, GRAMMAR), cites=False)
+    return " " if name == "lb" else None
 
 
-def _drop(node: etree._Element, document: Document) -> None:
-    """Count a figure's caption apart from what else it holds."""
-    if local_name(node) == "figure":
-        for child in node:
-            kind = "tables" if node.get("type") == "table" else DROPPED.get(local_name(child), "captions")
-            document.drop(kind, everything(child))
-            document.drop("figures", child.tail or "")
-        document.drop("figures", node.text or "")
-    else:
-        document.drop(DROPPED[local_name(node)], everything(node))
+GRAMMAR = Grammar(DROPPED, frozenset(["p", "formula", "list", "item", "quote", "lg", "l", "ab"]), _own)
 
 
 def _licence(root: etree._Element) -> str:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from quasitile.errors import InputError
-from quasitile.reading.documents.document import Document, Section, read_text
+from quasitile.reading.documents.document import Document, Section, read_text, with_text
 from quasitile.reading.normalise import count_words, dehyphenate, normalise
 
 _NUMBERED = re.compile(r"(?P<number>\d{1,2}(?:\.\d{1,2})*)\.?\s+(?P<title>[A-Z][^.!?]{1,78})$")
@@ -58,9 +57,7 @@ def read_plain(path: Path) -> list[Document]:
             document.drop("references", text)
         elif text or title != "Main text":
             document.sections.append(Section(title, level, "", text))
-    if not any(section.text for section in document.sections):
-        raise InputError(f"{path} has a title but no text; add paragraphs or remove it")
-    return [document]
+    return with_text(document)
 
 
 def _heading(lines: list[str], position: int) -> tuple[str, int, int] | None:

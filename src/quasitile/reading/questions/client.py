@@ -27,7 +27,8 @@ class ModelSettings(Settings):
 
     `server` is the base address of any OpenAI-compatible server (`http://127.0.0.1:8000/v1`); its key is read from the
     environment variable `key_variable`. `path` is a local model folder. `prompts` is a folder with `questions.md` and
-    `check.md` of your own. Prices are in your currency for a million tokens.
+    `check.md` of your own. `structured` asks the server for JSON of one schema; switch it off for a server that refuses
+    `response_format`. Prices are in your currency for a million tokens.
     """
 
     server: str = ""
@@ -37,6 +38,7 @@ class ModelSettings(Settings):
     key_variable: str = "OPENAI_API_KEY"
     num_questions: int = Field(default=4, ge=1)
     check: bool = False
+    structured: bool = True
     temperature: float = Field(default=0.0, ge=0.0)
     max_tokens: int = Field(default=1200, ge=1)
     parallel: int = Field(default=4, ge=1)
@@ -70,15 +72,19 @@ class Usage:
         return {**vars(self), "cost": round(cost, 6)}
 
 
+# From a prompt, and the JSON schema of the answer where it has one, to the answer and the tokens of both.
+Complete = Callable[[str, dict[str, Any] | None], tuple[str, int, int]]
+
+
 class Client:
     """One model, asked through `ask`; answers are journalled by prompt, so that none is asked for twice."""
 
-    def __init__(self, settings: ModelSettings, journal: Path, complete: Callable[[str], tuple[str, int, int]] | None = None):
+    def __init__(self, settings: ModelSettings, journal: Path, complete: Complete | None = None):
         self.settings, self.journal, self.usage = settings, journal, Usage()
         self.complete = complete or (server_completion(settings) if settings.server else local_completion(settings))
         self._lock, self._answers = Lock(), read_journal(journal)
 
-    def ask(self, prompt: str, parse: Callable[[str], Any]) -> Any:
+    def ask(self, prompt: str, parse: Callable[[str], Any], schema: dict[str, Any] | None = None) -> Any:
         """The parsed answer to a prompt, or nothing when every try failed.
 
         A broken answer (`parse` raises `ValueError`) is asked for again, as is whatever passes by itself: timeouts, full
@@ -95,7 +101,7 @@ class Client:
             if attempt:
                 self._wait(attempt)
             try:
-                text, num_in, num_out = self.complete(prompt)
+                text, num_in, num_out = self.complete(prompt, schema)
                 with self._lock:
                     self.usage.num_requests += 1
                     self.usage.prompt_tokens += num_in
@@ -129,8 +135,8 @@ class Passing(ValueError):
     """A fault that may be gone at the next try."""
 
 
-def server_completion(settings: ModelSettings) -> Callable[[str], tuple[str, int, int]]:
-    """A function from a prompt to the answer and the tokens of both, by the official client.
+def server_completion(settings: ModelSettings) -> Complete:
+    """Completion by the official client.
 
     Raises:
         InputError: The client is not installed.
@@ -142,13 +148,15 @@ def server_completion(settings: ModelSettings) -> Callable[[str], tuple[str, int
     key = os.environ.get(settings.key_variable) or "none"
     client = openai.OpenAI(base_url=settings.server, api_key=key, timeout=settings.timeout_seconds, max_retries=0)
 
-    def complete(prompt: str) -> tuple[str, int, int]:
+    def complete(prompt: str, schema: dict[str, Any] | None) -> tuple[str, int, int]:
+        form: Any = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
         try:
             answer = client.chat.completions.create(
                 model=settings.name or "default",
                 messages=[{"role": "user", "content": prompt}],
                 temperature=settings.temperature,
                 max_tokens=settings.max_tokens,
+                response_format=form if schema and settings.structured else openai.omit,
             )
             choice = answer.choices[0]
             text = choice.message.content or ""
@@ -159,8 +167,9 @@ def server_completion(settings: ModelSettings) -> Callable[[str], tuple[str, int
             openai.BadRequestError,
         ) as error:
             reason = " ".join(str(error).split())[:200]
+            structured = ", or set read.model.structured=false" if "response_format" in reason else ""
             raise InputError(
-                f"{settings.server} refuses: {reason}; check read.model.name and ${settings.key_variable}"
+                f"{settings.server} refuses: {reason}; check read.model.name and ${settings.key_variable}{structured}"
             ) from error
         except (openai.OpenAIError, ValueError, TypeError, IndexError, AttributeError) as error:
             raise Passing(type(error).__name__) from error
@@ -170,14 +179,14 @@ def server_completion(settings: ModelSettings) -> Callable[[str], tuple[str, int
     return complete
 
 
-def local_completion(settings: ModelSettings) -> Callable[[str], tuple[str, int, int]]:
+def local_completion(settings: ModelSettings) -> Complete:
     """The same with a model of this machine: one request at a time, the most likely tokens."""
     from quasitile.runtime.load import load_model
 
     model, tokenizer = load_model(settings.path)
     lock = Lock()
 
-    def complete(prompt: str) -> tuple[str, int, int]:
+    def complete(prompt: str, schema: dict[str, Any] | None) -> tuple[str, int, int]:
         messages = [{"role": "user", "content": prompt}]
         if tokenizer.chat_template:
             tokens = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)

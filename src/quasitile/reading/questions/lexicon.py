@@ -53,7 +53,7 @@ MEASURES = {
     "error": "", "exponent": "", "factor": "", "field": "field voltage", "fluence": "energy", "flux": "",
     "force": "force mass", "fraction": "share", "frequency": "frequency", "gap": "energy length voltage",
     "height": "length", "humidity": "share", "impedance": "resistance", "intensity": "", "lifetime": "time", "limit": "",
-    "load": "force mass pressure", "loss": "", "mass": "mass", "molarity": "amount", "offset": "", "onset": "",
+    "load": "", "loss": "", "mass": "mass", "molarity": "amount", "offset": "", "onset": "",
     "overshoot": "", "period": "time", "permittivity": "", "polarization": "", "potential": "voltage energy",
     "power": "power", "precision": "", "pressure": "pressure", "radius": "length", "ratio": "", "rate": "",
     "reactivity": "", "recovery": "share", "resolution": "length angle energy", "retention": "share", "saving": "share",
@@ -63,9 +63,65 @@ MEASURES = {
     "vacuum": "pressure", "velocity": "length", "viscosity": "", "volume": "length volume", "weight": "mass", "yield": "share",
     "size": "length", "rating": "", "step": "", "radiation": "", "flow": "volume", "accuracy": "", "reflectivity": "share",
     "transmission": "share", "absorption": "", "threshold": "", "current": "current",
+    "absorbance": "", "acceleration": "length voltage", "amount": "", "anisotropy": "", "attenuation": "",
+    "back-pressure": "pressure", "backpressure": "pressure", "bandwidth": "", "broadening": "",
+    "conductance": "conductance", "consumption": "", "conversion": "share", "crystallinity": "share",
+    "curvature": "length", "cut-off": "", "cutoff": "", "decrease": "", "deflection": "length",
+    "degree": "share angle", "delay": "time", "deviation": "", "difference": "", "dispersion": "",
+    "displacement": "length", "dissipation": "", "durability": "time count", "dwell": "time", "emissivity": "share",
+    "expansion": "", "exposure": "", "extension": "length share", "feed": "length", "footprint": "length",
+    "fwhm": "", "gain": "", "gradient": "", "half-width": "", "hysteresis": "", "illuminance": "",
+    "improvement": "share", "inclination": "angle", "increase": "", "increment": "", "inductance": "",
+    "interval": "", "irradiance": "power", "irradiation": "power energy", "level": "", "life": "time count",
+    "luminance": "", "magnetization": "", "magnitude": "", "mismatch": "share", "misorientation": "angle",
+    "moment": "", "momentum": "", "opening": "length", "orientation": "angle", "overlap": "", "percentage": "share",
+    "periodicity": "length", "photocurrent": "current", "photovoltage": "voltage", "pitch": "length",
+    "polarisation": "", "portion": "share", "position": "", "probability": "share", "production": "",
+    "proportion": "share", "pulse": "time energy", "quantity": "", "range": "", "reduction": "share",
+    "remanence": "", "rise": "", "separation": "length", "share": "share", "slit": "length angle",
+    "span": "length time", "splitting": "energy voltage frequency", "sweep": "", "swelling": "share",
+    "throughput": "", "tilt": "angle", "torque": "", "transparency": "share", "turnover": "", "wavenumber": "length",
+    "window": "voltage energy length", "workfunction": "energy",
 }  # fmt: skip
 
-EPONYMS = frozenset(["Seebeck", "Curie", "Tafel", "Young's", "Coulombic", "Faradaic", "Vickers", "Hall", "Fermi"])
+# Of these a number without a unit can be the value.
+NUMBERS_ALONE = frozenset([
+    "ratio", "factor", "coefficient", "exponent", "index", "constant", "p-value", "permittivity", "emissivity", "mse",
+    "error", "merit", "probability", "deviation", "gain", "anisotropy", "porosity",
+])  # fmt: skip
+# Abbreviations that name something measured, and their kinds of quantity.
+SYMBOLS = {
+    "RH": "share",
+    "PCE": "share",
+    "FF": "share",
+    "OCV": "voltage",
+    "Voc": "voltage",
+    "VOC": "voltage",
+    "Jsc": "current",
+    "JSC": "current",
+    "ECSA": "length",
+    "HFR": "resistance",
+    "RMS": "length",
+    "FWHM": "",
+    "ASR": "resistance",
+    "EQE": "share",
+    "FE": "share",
+    "CE": "share",
+    "UTS": "pressure",
+    "YS": "pressure",
+    "MSE": "",
+    "RMSE": "",
+    "Tg": "temperature",
+    "Tm": "temperature",
+    "Tc": "temperature",
+}
+
+EPONYMS = frozenset([
+    "Seebeck", "Curie", "Tafel", "Young's", "Coulombic", "Faradaic", "Vickers", "Hall", "Fermi", "Stokes", "Bragg",
+    "Raman", "Poisson's", "Debye", "Schottky", "Brinell", "Rockwell", "Knoop", "Weibull", "Larmor", "Warburg",
+    "Arrhenius", "Bohr", "Planck", "Boltzmann", "Reynolds", "Prandtl", "Nusselt", "Avrami", "Burgers", "Neel",
+    "Martens",
+])  # fmt: skip
 
 STEPS = [
     "annealed", "calcined", "sintered", "heated", "dried", "quenched", "stirred", "cured", "aged", "milled", "ball-milled",

@@ -56,7 +56,7 @@ class Writer:
         prompt = self.prompt.format(
             title=title, type=section.type, section=section.title, text=section.text, number=self.client.settings.num_questions
         )
-        written = self.client.ask(prompt, parse_answer)
+        written = self.client.ask(prompt, parse_answer, Answer.model_json_schema())
         found = [candidate_of(each, section) for each in written.questions] if written else []
         return [self._checked(candidate) for candidate in found]
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from quasitile.reading.formulae import find_formulae
-from quasitile.reading.sentences import Sentence
+from quasitile.reading.sentences import Sentence, num_letters
 
 POINTERS = frozenset([
     "it", "its", "they", "their", "them", "this", "these", "that", "those", "there", "here", "he", "she", "we", "our", "us",
@@ -15,6 +16,7 @@ POINTERS = frozenset([
     "nevertheless", "additionally", "consequently", "accordingly", "meanwhile", "indeed", "interestingly", "notably",
     "again", "afterwards", "subsequently", "former", "latter", "same", "no", "not", "none", "neither", "rather",
 ])  # fmt: skip
+_POINTING = frozenset(["it", "its", "they", "their", "this", "these", "that", "those", "such", "which", "both"])
 _LEADS = re.compile(
     r"^(?:(?:However|Moreover|Furthermore|Thus|Therefore|Hence|Finally|Then|Also|In addition|In general|Generally|"
     r"Typically|First|Firstly|Second|Secondly|Next|Subsequently|Afterwards|Additionally|Consequently|As a result|In contrast|"
@@ -35,6 +37,7 @@ _REFERS = re.compile(
 )
 
 
+@lru_cache(maxsize=256)
 def strip_lead(text: str) -> str:
     """A sentence without the words that tie it to the one before (`However, `)."""
     return _LEADS.sub("", text)
@@ -112,8 +115,12 @@ _HEADED = re.compile(r"(?:[A-Z][a-z]{4,}(?: and)? ){1,4}(?:The|A|An|In|To|All|We
 
 def understandable(sentence: Sentence, max_words: int = 40, min_words: int = 8) -> bool:
     """Whether a sentence makes sense without its neighbours: no pointers, no figures, nothing cut off."""
-    text = sentence.text
-    if not min_words <= sentence.num_words <= max_words or not text.endswith(".") or not text[0].isupper():
+    return min_words <= sentence.num_words <= max_words and _stands_alone(sentence.text)
+
+
+@lru_cache(maxsize=256)
+def _stands_alone(text: str) -> bool:
+    if not text.endswith(".") or not text[0].isupper():
         return False
     first = re.match(r"[\w'-]+", text)
     if first is None or first[0].lower() in POINTERS or _REFERS.search(text):
@@ -122,7 +129,23 @@ def understandable(sentence: Sentence, max_words: int = 40, min_words: int = 8) 
         return False
     if text.count("(") != text.count(")") or text.count("[") != text.count("]") or text.count('"') % 2:
         return False
-    return sum(char.isalpha() or char == " " for char in text) >= 0.75 * len(text)
+    return num_letters(text) >= 0.75 * len(text)
+
+
+def quotable(sentence: Sentence, max_words: int = 60) -> bool:
+    """Whether a whole sentence can be quoted in a question, though it names a figure or is long."""
+    text = sentence.text
+    if text.partition(" ")[0].lower().rstrip(",") in _POINTING:
+        return False
+    return (
+        6 <= sentence.num_words <= max_words
+        and text.endswith(".")
+        and (text[0].isupper() or text[0] == "(")
+        and not any(mark in text for mark in "\\|")
+        and text.count("(") == text.count(")")
+        and text.count("[") == text.count("]")
+        and num_letters(text) >= 0.6 * len(text)
+    )
 
 
 _CLAUSE_END = re.compile(

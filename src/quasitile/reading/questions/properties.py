@@ -3,77 +3,60 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from itertools import pairwise
 
 from quasitile.reading.quantities import Quantity
 from quasitile.reading.questions.candidate import ARTICLE, Candidate, Passage
-from quasitile.reading.questions.lexicon import EPONYMS, MEASURES, PROPERTIES
+from quasitile.reading.questions.measured import Measured, find_measured
 from quasitile.reading.questions.phrases import (
     inside_sentence,
     is_plural,
     names_formula,
     noun_phrase,
+    quotable,
     strip_lead,
     understandable,
 )
 from quasitile.reading.sentences import Sentence
 
-_HEADS = "|".join(sorted(map(re.escape, {*MEASURES, *(name.split()[-1] for name in PROPERTIES)}), key=len, reverse=True))
-_NAME = rf"(?:[A-Za-z][\w'/-]*\s){{0,4}}?(?:{_HEADS})"
-# "More than" and "up to" are left out: they bound a value and do not give it.
-ABOUT = r"(?:about|around|approximately|ca\.|roughly|nearly|almost|close to|as high as|as low as|only|~|≈|equal to)?\s?$"
-_SYMBOL = r"(?:\s\([^()]{1,20}\)|,? [A-Za-z]{1,2}(?:_\w+)?,?)?"
-_IS = (
-    r"(?:is|was|are|were|reaches|reached|equals|amounts? to|amounted to|decreases to|decreased to|increases to|increased to|"
-    r"(?:is|was|were|are) (?:set to|set at|kept at|fixed at|fixed to|maintained at|chosen as|adjusted to)|"
-    r"(?:is|was|were|are) (?:then |also |thus )?(?:found|measured|determined|calculated|estimated|reported|observed) to be|"
-    r"(?:is|was|were|are) (?:measured|calculated|estimated|determined|found|reported|obtained) (?:as|at))"
-)
-_OF = re.compile(rf"\b(?P<property>{_NAME})s?{_SYMBOL} (?:of|for|in) (?P<material>[^,;]{{2,70}}?) {_IS} {ABOUT}", re.IGNORECASE)
-_BARE = re.compile(rf"^(?:the|an?) (?P<property>{_NAME}){_SYMBOL} {_IS} {ABOUT}", re.IGNORECASE)
 _HAS = re.compile(
-    r"^(?P<material>[^,;]{2,80}?) (?P<verb>has|have|had|exhibits?|exhibited|shows?|showed|possess(?:es|ed)?|delivers?|"
+    r"(?P<material>[^,;]{2,80}?) (?:has|have|had|exhibits?|exhibited|shows?|showed|possess(?:es|ed)?|delivers?|"
     r"delivered|displays?|displayed|reache?s?d?|achieves?d?|yields?|yielded|provides?|provided|attain(?:s|ed)?|presents?|"
     r"presented|retain(?:s|ed)?|gives?|gave|maintain(?:s|ed)?) (?:an?|the)?\s?"
-    rf"(?P<property>{_NAME}){_SYMBOL} of {ABOUT}",
-    re.IGNORECASE,
 )
 _WITH = re.compile(
-    rf"(?P<material>\b[A-Za-z][^,;:]{{2,60}}?),? (?:with|having|possessing|featuring) (?:an?|the)\s(?P<property>{_NAME})"
-    rf"{_SYMBOL} of {ABOUT}",
-    re.IGNORECASE,
+    r"(?P<material>\b[A-Za-z][^,;:]{2,60}?),? (?:with|having|possessing|featuring|exhibiting|showing|delivering) (?:an?|the)\s"
 )
-_UNDER = re.compile(
-    rf"\b(?P<how>at|under|using|with) (?:an?|the)\s(?P<property>{_NAME}){_SYMBOL} of {ABOUT}",
-    re.IGNORECASE,
-)
+_UNDER = re.compile(r"\b(?P<how>at|under|using|with) (?:an?|the)\s$", re.IGNORECASE)
 _PASSIVE = re.compile(
     r"^(?P<subject>[^,;:]{3,80}?) (?P<be>was|were|is|are) (?P<step>(?:\w+ly )?[a-z-]+ed|carried out|grown|done)\b"
 )
 _AT = re.compile(
     r"^ at (?:room temperature|ambient temperature|[^ ,.;]+ (?:°C|K|MPa|GPa|V|Hz|kHz|mA g\^-1|A g\^-1|C))(?![\w^/])"
 )
-_JUDGING = re.compile(
-    r"\b(?:high|higher|low|lower|large|larger|good|excellent|superior|enhanced|improved|remarkable|the|an?|constant|similar|"
-    r"certain|corresponding|resulting|obtained|measured|reported|respective|also|only|and|very|same|fixed|given|its|their|"
-    r"this|that|these|those|our|such|new|typical|different)\s",
-    re.IGNORECASE,
-)
-_NOT_NAMES = re.compile(
-    r"\b(?:of|in|for|and|or|to|is|are|was|were|by|with|at|on|from|than|as|between|which|where|per|that|indicates?|shows?|reveals?|using)\b"
-)
+_JOINED = re.compile(r"\b(?:of|on|by|using|from|into|in|to|through|and|as|is|was|were|are)\s")
+_AND = re.compile(r",\s(?:and\s)?|\sand\s")
+_RESPECTIVELY = re.compile(r"^(?: (?:for|in) (?P<bearers>[^;:()]{3,100}?))?,? respectively\b")
+# A value that is compared, counted or goes on is none of its own.
 WRONG_AFTER = re.compile(
     r"^\s?(?:higher|lower|larger|smaller|greater|less|more|thick|of (?:the|that|its|their)|times|and \d|or \d|to \d|,? "
     r"\d|,? and \d|per\b|/|\(?±|[-–]\s?\d|\S* and \S* for|[^.;]* respectively)"
+)
+_PLAIN = re.compile(r"\d+(?:\.\d+)?")
+_COMPARED = re.compile(
+    r"^\s?(?:higher|lower|larger|smaller|greater|less|more|faster|slower|longer|shorter|better|above|below|times|per\b|[/·×^]|\(?±|"
+    r"[-–]\s?\d|e\d)"
 )
 
 
 def quantity_answers(quantity: Quantity) -> tuple[str, ...]:
     """Ways to write one quantity that count as right."""
     value, unit = quantity.value, quantity.unit
-    forms = [quantity.text, f"{value} {unit}", f"{value}{unit}", value]
+    forms = [quantity.text, f"{value} {unit}".strip(), f"{value}{unit}", value]
     if "-" in value[1:]:
         low, _, high = value[1:].partition("-")
-        forms.append(f"{value[0]}{low} to {high} {unit}")
+        forms.append(f"{value[0]}{low} to {high} {unit}".strip())
     return tuple(dict.fromkeys(forms))
 
 
@@ -81,77 +64,117 @@ def property_value(passage: Passage) -> list[Candidate]:
     """`The gap of X is 1.55 eV`, `X with a density of 5 g cm^-3`, `X was tested at a rate of 5 mV/s`, `The rate was 5 K`."""
     found = []
     for sentence in passage.sentences:
-        lead = len(sentence.text) - len(strip_lead(sentence.text))
-        for quantity in passage.quantities[sentence.start]:
-            before, after = sentence.text[lead : quantity.start], sentence.text[quantity.stop :]
-            if WRONG_AFTER.match(after) or not re.search(rf"{_HEADS}", before, re.IGNORECASE):
-                continue
-            candidate = _ask(passage, sentence, before, quantity, after)
-            if candidate:
-                found.append(candidate)
+        quantities = passage.quantities[sentence.start]
+        measured = find_measured(sentence.text, quantities)
+        sizes = _list_sizes(measured)
+        for index, each in enumerate(measured):
+            if not _COMPARED.match(sentence.text[each.stop :]):
+                candidate = _ask(passage, sentence, each, measured[index - each.chain :][: sizes[index]])
+                found += [candidate] if candidate else []
     return found
 
 
-def _ask(passage: Passage, sentence: Sentence, before: str, quantity: Quantity, after: str) -> Candidate | None:
-    """The first reading that fits the words before a quantity."""
-    match = _last(_OF, before) or _HAS.match(before)
-    if match:
-        name, material = _property_name(match["property"], quantity), noun_phrase(match["material"])
-        return _of(passage, sentence, name, material, quantity, after) if name and material else None
-    bare = _BARE.match(before)
-    if bare:
-        name = _property_name(bare["property"], quantity)
-        return _plain(sentence, name, quantity) if name and len(name.split()) > 1 else None
-    under = _last(_UNDER, before)
-    passive = _PASSIVE.match(before)
-    if under and passive and under.start() >= passive.end() and under.start() - passive.end() < 60:
-        name, subject = _property_name(under["property"], quantity), noun_phrase(passive["subject"])
-        between = before[passive.end() : under.start()]
-        if name and subject and not re.search(r"[,;:]|\b(?:and|then|after|before|which)\b", between):
-            subject = inside_sentence(subject, passage.text)
-            return _condition(sentence, name, under["how"].lower(), passive["be"], passive["step"], subject, quantity)
-    having = _last(_WITH, before)
-    if having:
-        name = _property_name(having["property"], quantity)
-        material = noun_phrase(
-            re.split(r"\b(?:of|on|by|using|from|into|in|to|through|and|as|is|was|were|are)\s", having["material"])[-1]
-        )
-        if name and material and len(material.split()) > 1:
-            return _of(passage, sentence, name, material, quantity, after)
-    named = under or having
-    name = _property_name(named["property"], quantity) if named else ""
-    return _statement(sentence, name, quantity) if name and understandable(sentence) else None
+def compared_values(passage: Passage) -> Iterator[tuple[Sentence, str, str, str, str]]:
+    """Sentences that give one property of two things: property, the thing with more of it, the one with less, both values."""
+    for sentence in passage.sentences:
+        measured = find_measured(sentence.text, passage.quantities[sentence.start]) if "respectively" in sentence.text else []
+        for index, (first, second) in enumerate(pairwise(measured)):
+            named = _bearers(sentence, [first, second]) if second.chain == 1 and _list_sizes(measured)[index] == 2 else []
+            sizes = [float(each.quantity.value) for each in (first, second) if _PLAIN.fullmatch(each.quantity.value)]
+            if not named or len(sizes) < 2 or sizes[0] == sizes[1] or first.quantity.unit != second.quantity.unit:
+                continue
+            more, less = named if sizes[0] > sizes[1] else named[::-1]
+            yield sentence, first.name, more, less, f"{_answer(first)} and {_answer(second)}"
 
 
-def _last(pattern: re.Pattern[str], before: str) -> re.Match[str] | None:
-    """The match nearest to the quantity, with as much of the property's name as stands before it."""
-    matches, start = [], max(0, len(before) - 200)
-    while match := pattern.search(before, start):
-        matches.append(match)
-        start = match.start() + 1
-    if not matches:
+def _list_sizes(measured: list[Measured]) -> list[int]:
+    """How many values stand in the list that each value belongs to."""
+    sizes = [1] * len(measured)
+    for index, each in enumerate(measured):
+        for before in range(index - each.chain, index + 1):
+            sizes[before] = max(sizes[before], each.chain + 1)
+    return sizes
+
+
+def _ask(passage: Passage, sentence: Sentence, measured: Measured, listed: list[Measured]) -> Candidate | None:
+    """The best question for one value; its neighbours in a list are given."""
+    text = sentence.text
+    lead = len(text) - len(strip_lead(text))
+    before, after = text[lead : measured.name_start], text[measured.stop :]
+    if len(listed) > 1:
+        return _listed(passage, sentence, measured, listed) or _statement(sentence, measured)
+    whole = measured.quantity.kind != "number" and not WRONG_AFTER.match(after)
+    if whole and measured.how == "borne":
+        material = noun_phrase(measured.bearer)
+        if material:
+            return _of(passage, sentence, measured, material, after)
+    elif whole and measured.how == "of":
+        candidate = _had(passage, sentence, measured, before, after) or _applied(passage, sentence, measured, before)
+        if candidate:
+            return candidate
+    elif whole and measured.how == "is" and before.lower() in ("the ", "a ", "an ") and len(measured.name.split()) > 1:
+        return _plain(sentence, measured)
+    return _statement(sentence, measured)
+
+
+def _had(passage: Passage, sentence: Sentence, measured: Measured, before: str, after: str) -> Candidate | None:
+    """`X has a NAME of`, `X with a NAME of`."""
+    having = _HAS.fullmatch(before)
+    material = noun_phrase(having["material"]) if having else ""
+    if not material and (having := _WITH.search(before)) and having.end() == len(before):
+        material = noun_phrase(_JOINED.split(having["material"])[-1])
+        material = material if len(material.split()) > 1 else ""
+    return _of(passage, sentence, measured, material, after) if material else None
+
+
+def _applied(passage: Passage, sentence: Sentence, measured: Measured, before: str) -> Candidate | None:
+    """`X was tested at a NAME of`."""
+    under, passive = _UNDER.search(before), _PASSIVE.match(before)
+    if under is None or passive is None or not 0 <= under.start() - passive.end() < 60:
         return None
-    stop = matches[-1].end("property")
-    whole = (match for match in matches if match.end("property") == stop and not _NOT_NAMES.search(match["property"]))
-    return next(whole, matches[-1])
+    subject, between = noun_phrase(passive["subject"]), before[passive.end() : under.start()]
+    if not subject or re.search(r"[,;:]|\b(?:and|then|after|before|which)\b", between):
+        return None
+    subject = inside_sentence(subject, passage.text)
+    return _condition(sentence, measured, under["how"].lower(), passive["be"], passive["step"], subject)
 
 
-def _property_name(name: str, quantity: Quantity) -> str:
-    """The property without judging words, or nothing where the unit belongs to another kind of property."""
-    before = None
-    while name != before:
-        before, name = name, _JUDGING.sub("", name).strip()
-    if not name or _NOT_NAMES.search(name):
-        return ""
-    known = next((each for each in sorted(PROPERTIES, key=len, reverse=True) if name.lower().endswith(each)), "")
-    kinds = (PROPERTIES[known] if known else MEASURES.get(name.split()[-1].lower(), "")).split()
-    if kinds and quantity.kind.rstrip("*") not in kinds:
-        return ""
-    return name if name[1:2].isupper() or name.split()[0] in EPONYMS else name[0].lower() + name[1:]
+def _listed(passage: Passage, sentence: Sentence, measured: Measured, listed: list[Measured]) -> Candidate | None:
+    """`The NAME of A and B were 1 and 2 nm, respectively`, `The NAME was 1 and 2 nm for A and B, respectively`."""
+    named = _bearers(sentence, listed)
+    if not named:
+        return None
+    material = noun_phrase(named[measured.chain])
+    return _of(passage, sentence, measured, material, "") if material else None
 
 
-def _of(passage: Passage, sentence: Sentence, name: str, material: str, quantity: Quantity, after: str) -> Candidate:
-    where = _AT.match(after)
+def _bearers(sentence: Sentence, listed: list[Measured]) -> list[str]:
+    """What has the values of a list, in their order, where the sentence says `respectively`."""
+    match = _RESPECTIVELY.match(sentence.text[listed[-1].stop :])
+    named = [name.strip() for name in _AND.split((match["bearers"] or listed[0].bearer) if match else "") if name.strip()]
+    shared = re.match(r".+?\s(?:in|of|for|at)\s", named[0]) if named else None  # `S in martensite and bainite`
+    if shared and not any(re.search(r"\s(?:in|of|for|at)\s", name) for name in named[1:]):
+        named = [named[0], *(shared[0] + name for name in named[1:])]
+    return named if len(named) == len(listed) else []
+
+
+def _accepted(measured: Measured) -> tuple[str, ...]:
+    """Ways to write the answer; where it is a bound or a list, the value in it alone is none."""
+    quantity = measured.quantity
+    if measured.stop - measured.start == quantity.stop - quantity.start:
+        return tuple(dict.fromkeys((*quantity_answers(quantity), measured.answer)))
+    return (measured.answer,)
+
+
+def _answer(measured: Measured) -> str:
+    """The canonical writing of a plain value, otherwise the words."""
+    quantity = measured.quantity
+    alone = measured.stop - measured.start == quantity.stop - quantity.start
+    return quantity.text.strip() if alone else measured.answer
+
+
+def _of(passage: Passage, sentence: Sentence, measured: Measured, material: str, after: str) -> Candidate:
+    where, name, answer = _AT.match(after), measured.name, _answer(measured)
     at = where[0] if where else ""
     material = inside_sentence(material, passage.text)
     scope = "" if names_formula(material) else f" in {ARTICLE}"
@@ -162,21 +185,22 @@ def _of(passage: Passage, sentence: Sentence, name: str, material: str, quantity
         f"{material[0].upper()}{material[1:]} {have} {article} {name} of what value{at}{scope}?",
         f"How large is the {name} of {material}{at}{scope}?",
     )
-    conclusion = f"So the {name} of {material}{at} is {quantity.text}."
-    return Candidate("property", questions, quantity.text, sentence, conclusion, 0.95, quantity_answers(quantity))
+    conclusion = f"So the {name} of {material}{at} is {answer}."
+    return Candidate("property", questions, answer, sentence, conclusion, 0.95, _accepted(measured))
 
 
-def _plain(sentence: Sentence, name: str, quantity: Quantity) -> Candidate:
+def _plain(sentence: Sentence, measured: Measured) -> Candidate:
+    name, answer = measured.name, _answer(measured)
     questions = (
         f"What was the {name} in {ARTICLE}?",
         f"Which {name} does {ARTICLE} state?",
         f"Which value is given for the {name} in {ARTICLE}?",
     )
-    conclusion = f"So the {name} is {quantity.text}."
-    return Candidate("property", questions, quantity.text, sentence, conclusion, 0.8, quantity_answers(quantity))
+    return Candidate("property", questions, answer, sentence, f"So the {name} is {answer}.", 0.8, _accepted(measured))
 
 
-def _condition(sentence: Sentence, name: str, how: str, be: str, step: str, subject: str, quantity: Quantity) -> Candidate:
+def _condition(sentence: Sentence, measured: Measured, how: str, be: str, step: str, subject: str) -> Candidate:
+    name, answer = measured.name, _answer(measured)
     questions = (
         f"{how.capitalize()} what {name} {be} {subject} {step} in {ARTICLE}?",
         f"In {ARTICLE}, what is the {name} {how} which {subject} {be} {step}?",
@@ -184,16 +208,20 @@ def _condition(sentence: Sentence, name: str, how: str, be: str, step: str, subj
     )
     if how == "using":
         questions = (f"What {name} was used when {subject} {be} {step} in {ARTICLE}?", questions[2])
-    conclusion = f"So the {name} is {quantity.text}."
-    return Candidate("property", questions, quantity.text, sentence, conclusion, 0.85, quantity_answers(quantity))
+    return Candidate("property", questions, answer, sentence, f"So the {name} is {answer}.", 0.85, _accepted(measured))
 
 
-def _statement(sentence: Sentence, name: str, quantity: Quantity) -> Candidate:
+def _statement(sentence: Sentence, measured: Measured) -> Candidate | None:
     """For a value whose bearer the rule cannot name: the sentence with the value left out."""
-    blank = f"{sentence.text[: quantity.start]}____{sentence.text[quantity.stop :]}"
+    plain = understandable(sentence)
+    if not plain and not quotable(sentence):
+        return None
+    name, answer = measured.name, _answer(measured)
+    blank = f"{sentence.text[: measured.start]}____{sentence.text[measured.stop :]}"
     questions = (
         f"Which {name} does {ARTICLE} give here: {blank}",
         f"What is the {name} that is left out of this statement of {ARTICLE}? {blank}",
     )
-    conclusion = f"So the {name} is {quantity.text}."
-    return Candidate("property", questions, quantity.text, sentence, conclusion, 0.68, quantity_answers(quantity))
+    said = sentence.text[measured.name_start : measured.name_stop]
+    conclusion = f"So the {name} is {answer}." if measured.how != "after" else f"So it reads '{answer} {said}'."
+    return Candidate("property", questions, answer, sentence, conclusion, 0.68 if plain else 0.45, _accepted(measured))

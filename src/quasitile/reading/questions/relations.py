@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from quasitile.reading.formulae import find_formulae
+from quasitile.reading.quantities import find_quantities
 from quasitile.reading.questions.candidate import ARTICLE, Candidate, Passage
 from quasitile.reading.questions.phrases import (
     POINTERS,
@@ -15,23 +17,40 @@ from quasitile.reading.questions.phrases import (
     strip_lead,
     understandable,
 )
+from quasitile.reading.questions.properties import compared_values
 from quasitile.reading.sentences import Sentence
 
+MAX_COMPARED_WORDS = 8
 _ADJECTIVES = (
     r"higher|lower|larger|smaller|greater|stronger|weaker|longer|shorter|faster|slower|thicker|thinner|denser|harder|softer|"
     r"heavier|lighter|wider|narrower|finer|coarser|better|worse|cheaper|"
-    r"more (?:stable|conductive|active|ductile|brittle|porous|reactive)"
+    r"bigger|easier|brighter|darker|deeper|closer|richer|poorer|simpler|safer|cooler|warmer|hotter|rougher|smoother|tougher|stiffer|cleaner|"
+    r"purer|steeper|sharper|broader|(?:more|less) [a-z]{3,}(?:able|ible|ive|al|ic|ous|ent|ant|ed|ile|le|ve)"
 )
-_END = r"(?=[.,;]|\s(?:because|due|since|as|at|under|after|in|by|and|when|for|with|over)\b)"
-_SECOND = rf"(?P<second>[^,;.]{{2,60}}?){_END}"
+_AGAINST = r"(?:than|,? (?:as |when )?compared (?:to|with))"
+_END = (
+    r"(?=[.,;](?!\d)|\s[\[(]|\s(?:because|due|owing|since|as|at|under|after|by|and|when|for|with|over|which|while|but|even)\b)"
+)
+_SECOND = rf"(?P<second>(?:[^,;.\[]|\.(?=\d)){{2,60}}?){_END}"
+_RATHER = r"(?:(?:\w+ly|much|even|also|far|still|always|somewhat|slightly|a little|a bit|two times|three times) )*"
+_OF = r"(?:that|those) (?:of|in|for|from|with) "
 _THAN = re.compile(
-    r"^(?P<first>[^,;]{3,60}?) (?P<be>is|are|was|were) (?:\w+ly |much |even |slightly |also )?"
-    rf"(?P<adjective>{_ADJECTIVES}) than (?P<of>that of |those of )?{_SECOND}"
+    r"^(?P<first>[^,;]{3,60}?) (?P<be>is|are|was|were) "
+    rf"{_RATHER}(?P<adjective>{_ADJECTIVES}) {_AGAINST} (?P<of>{_OF})?{_SECOND}"
 )
 _HAS_MORE = re.compile(
     r"^(?P<first>[^,;]{2,60}?) (?:has|have|had|shows?|showed|exhibits?|exhibited|possess(?:es)?|displays?|delivers?|delivered) "
-    rf"(?:an? )?(?:\w+ly |much )?(?P<adjective>{_ADJECTIVES}) (?P<property>[a-z][a-z -]{{3,40}}?) than "
-    rf"(?:that of |those of )?{_SECOND}"
+    rf"(?:an? |the )?{_RATHER}(?P<adjective>{_ADJECTIVES}) (?P<property>[A-Za-z][\w -]{{2,40}}?) {_AGAINST} "
+    rf"(?:{_OF})?{_SECOND}"
+)
+_COMPARED = re.compile(r"^(?:Compared|In comparison) (?:to|with) (?P<second>[^,]{2,60}), (?P<rest>.+)$")
+# What may stand before the clause that compares.
+_BEFORE = re.compile(
+    r"^(?:(?:As|In|At|For|With|From|After|Under|On|Due|Because|By|When|While|Although)\b[^,]{2,80}, |"
+    r"It (?:is|was|has been|can be) [^,;]{4,40} that |"
+    r"(?:[^,;]{5,60}) (?:implies|implied|confirms?|confirmed|shows?|showed|indicates?|indicated|reveals?|revealed|"
+    r"demonstrates?|"
+    r"suggests?) that )"
 )
 _NUMBER = re.compile(r"\d\s?(?:nm|°C|%|K|eV|V|h)?$")
 _CAUSE = re.compile(
@@ -59,20 +78,19 @@ _VAGUE = frozenset(
 
 
 def comparison(passage: Passage) -> list[Candidate]:
-    """`The gap of A is larger than that of B`, `A has a larger gap than B`, `A is harder than B`."""
+    """`The gap of A is larger than that of B`, `A has a larger gap than B`, `The gaps of A and B are 2 and 1 eV`."""
     found = []
     for sentence in passage.sentences:
-        text = strip_lead(sentence.text)
-        match = _THAN.match(text) or _HAS_MORE.match(text)
+        match = _comparing(strip_lead(sentence.text))
         if match is None:
             continue
         first, second, name = match["first"], match["second"], match.groupdict().get("property") or ""
         if match.groupdict().get("of"):
-            head, _, first = first.partition(" of ")
+            head, _, first = _partition(first)
             name = head.removeprefix("The ").removeprefix("the ")
         elif " of " in first and "property" not in match.groupdict():
             continue
-        first, second = noun_phrase(first, 6), noun_phrase(second, 6)
+        first, second = noun_phrase(first, MAX_COMPARED_WORDS), noun_phrase(second, MAX_COMPARED_WORDS)
         if (
             not first
             or not second
@@ -81,11 +99,40 @@ def comparison(passage: Passage) -> list[Candidate]:
         ):
             continue
         first, second = inside_sentence(first, passage.text), inside_sentence(second, passage.text)
+        if second.split()[-1] in ("one", "ones") or second.split()[0] in ("either", "both") or find_quantities(second):
+            continue
         number = _NUMBER.search(second) and not find_formulae(second)
-        if number or second in ("before", "expected") or first.lower() == second.lower():
+        if (
+            number
+            or second.split()[0] in ("before", "expected", "predicted", "previously", "reported", "usual")
+            or first.lower() == second.lower()
+        ):
             continue
         found.append(_comparison(first, second, match["adjective"], name, match.groupdict().get("be") or "is", sentence))
+    for sentence, name, more, less, values in compared_values(passage):
+        if noun_phrase(more, MAX_COMPARED_WORDS) and noun_phrase(less, MAX_COMPARED_WORDS):
+            candidate = _comparison(more, less, "larger", name, "is", sentence)
+            found.append(replace(candidate, conclusion=f"The values are {values}. {candidate.conclusion}"))
     return found
+
+
+def _partition(phrase: str) -> tuple[str, str, str]:
+    """`the hardness of A`, `the manganese content in A`: the property, and what has it."""
+    match = re.match(r"(.+?)( of | in | for )(.+)", phrase)
+    return (match[1], match[2], match[3]) if match else (phrase, "", "")
+
+
+def _comparing(text: str) -> re.Match[str] | None:
+    """The clause that compares: the whole sentence, what follows its opening, or `Compared with B, A is larger`."""
+    if " than " not in text and " compared " not in text and "ompar" not in text[:12]:
+        return None
+    turned = _COMPARED.match(text)
+    if turned:
+        text = re.sub(r"[.;].*$", "", turned["rest"]) + f" than {turned['second']}."
+        text = text if " than " not in turned["rest"] else ""
+    rest = _BEFORE.sub("", text, count=1)
+    clauses = [text] if rest == text else [rest, text]
+    return next((match for clause in clauses for pattern in (_THAN, _HAS_MORE) if (match := pattern.match(clause))), None)
 
 
 def _comparison(first: str, second: str, adjective: str, name: str, be: str, sentence: Sentence) -> Candidate:
@@ -118,6 +165,7 @@ def cause(passage: Passage) -> list[Candidate]:
         effect, reason = noun_phrase(match["effect"], 11), clip(match["cause"], 16)
         if (
             not effect
+            or _cut_short(match["cause"], reason)
             or len(effect.split()) < 2
             or effect.lower() == "the main"
             or "following" in reason
@@ -147,6 +195,11 @@ def cause(passage: Passage) -> list[Candidate]:
     return found
 
 
+def _cut_short(whole: str, clause: str) -> bool:
+    """Whether a list was cut before its last member."""
+    return "," in clause and whole[len(clause) :].startswith((", and", " and"))
+
+
 def reason(passage: Passage) -> list[Candidate]:
     """`Statement because of Y`: why is it so?"""
     found = []
@@ -159,6 +212,7 @@ def reason(passage: Passage) -> list[Candidate]:
         first = effect.split()[0].lower()
         if (
             first in POINTERS
+            or _cut_short(match["cause"], cause_given)
             or not _CLAUSE.search(effect)
             or len(cause_given.split()) < 2
             or re.search(r"\b(?:not|is|are|was)$", effect)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 
-from quasitile.reading.questions.candidate import Candidate, Passage
+from quasitile.reading.questions.candidate import ARTICLE, Candidate, Passage
 from quasitile.reading.questions.phrases import clip, inside_sentence, is_plural, noun_phrase, strip_lead, without_article
 from quasitile.reading.sentences import Sentence
 
+MAX_EXPANSION_CHARACTERS = 400  # before an acronym: more than its words ever take
+MAX_FORMULA_CHARACTERS = 300  # of a sentence with the formula whose symbols it explains
 _LONG_WORDS = 8  # a longer definition is asked the other way round, so that the answer stays short
 _IS = re.compile(
     r"^(?P<article>(?:A|An|The)\s+)?(?P<term>[A-Za-z][\w'()-]*(?:\s[\w'()-]+){0,4}?)\s"
-    r"(?P<verb>is defined as|are defined as|is known as|are known as|refers to|is|are)\s(?P<meaning>.+)$"
+    r"(?P<verb>is defined as|are defined as|refers to|is|are)\s(?P<meaning>.+)$"
 )
 _KIND = re.compile(
     r"^(?:an?|the)\s(?:\S+\s){1,5}?(?:that|which|of|in|with|for|to|used|made|whose|where|by|between|from|based|consisting|"
@@ -39,13 +41,26 @@ _SPECIFIC = re.compile(
     r"obtained|observed|measured|present|figure|table|used|case|trend|task)\b",
     re.IGNORECASE,
 )
+_CALLED = re.compile(
+    r"^(?P<meaning>(?:A|An|The) [^,;:]{8,110}?) (?P<be>is|are) (?:\w+ly |also |often |then |sometimes )?"
+    r"(?:called|termed|named|known as|referred to as) (?:(?:as )?(?:an?|the) )?(?:so-called )?['\"]?"
+    r"(?P<term>[A-Za-z][\w' -]{2,50}?)['\"]?(?=[,.;]|\s(?:and|or|which|because|since|if|when|where|in|for|as|by)\b|\s[(\[]|$)"
+)
+_POINTS = re.compile(r"\b(?:this|these|those|its?|they|their|we|our|above|following|such|here|same)\b|[\[\]()]", re.IGNORECASE)
+_WHERE = re.compile(r"\b[Ww]here\s(?=\S+\s(?:is|denotes|represents|stands for|refers to)\s)")
+_SYMBOL = re.compile(
+    r"(?:(?<=[Ww]here\s)|[,;]\s(?:and\s)?|\sand\s)(?P<symbol>[A-Za-zα-ωΑ-ΩΔ∆][\w()*]{0,6}) "
+    r"(?:is|denotes|represents|stands for|refers to) (?P<meaning>(?:an?|the) [^,;.:=]{4,70}?)"
+    r"(?=[,;.]|\sand\s\S+\s(?:is|denotes|represents|stands)\s|\s\()"
+)
 _ACRONYM = re.compile(r"\((?P<short>[A-Z][A-Za-z0-9-]{1,8})(?:[;,]\s[^()]{1,30})?\)")
 
 
 def definition(passage: Passage) -> list[Candidate]:
-    """`X is a Y that ...`, `X is defined as Y`, `X refers to Y`."""
+    """`X is a Y that ...`, `X is defined as Y`, `X refers to Y`, `Y is called X`, `where X is Y`."""
     found = []
     for sentence in passage.sentences:
+        found += [*_called(passage, sentence), *_symbols(sentence)]
         if not 6 <= sentence.num_words <= 45:
             continue
         match = _IS.match(strip_lead(sentence.text))
@@ -89,6 +104,46 @@ def _definition(term: str, article: str, meaning: str, plain: bool, sentence: Se
     return Candidate("definition", questions, term, sentence, f"So the term is {term}.", quality, accepted)
 
 
+def _called(passage: Passage, sentence: Sentence) -> list[Candidate]:
+    """`Y is called X`."""
+    match = _CALLED.match(strip_lead(sentence.text))
+    if match is None or sentence.num_words > 45:
+        return []
+    meaning, term = match["meaning"], noun_phrase(match["term"], 4)
+    if not term or _SPECIFIC.fullmatch(term) or _POINTS.search(meaning) or len(meaning.split()) > 16:
+        return []
+    meaning = inside_sentence(meaning, passage.text)
+    questions = (
+        f"What {match['be']} {meaning} called?",
+        f"Which term is used for {meaning}?",
+        f"What is the name for {meaning}?",
+    )
+    return [Candidate("definition", questions, term, sentence, f"So the term is {term}.", 0.9, (term, term.removesuffix("s")))]
+
+
+def _symbols(sentence: Sentence) -> list[Candidate]:
+    """`where X is Y and Z is W`: what the symbols of a formula stand for."""
+    where = _WHERE.search(sentence.text)
+    found = []
+    if where and len(sentence.text) > MAX_FORMULA_CHARACTERS:  # the explanation holds without the formula
+        start = sentence.start + where.start()
+        sentence = Sentence(sentence.text[where.start() :], start, sentence.stop)
+        where = _WHERE.search(sentence.text)
+    for match in _SYMBOL.finditer(sentence.text, where.end()) if where else ():
+        symbol, meaning = match["symbol"], noun_phrase(match["meaning"], 10)
+        if not meaning or len(meaning.split()) < 2 or (symbol.islower() and len(symbol) > 2) or symbol in ("a", "it", "I"):
+            continue
+        questions = (
+            f"What does the symbol {symbol} stand for in {ARTICLE}?",
+            f"In {ARTICLE}, which quantity does {symbol} denote?",
+            f"What is meant by {symbol} in {ARTICLE}?",
+        )
+        accepted = (meaning, without_article(meaning))
+        conclusion = f"So {symbol} stands for {meaning}."
+        found.append(Candidate("definition", questions, meaning, sentence, conclusion, 0.85, accepted))
+    return found
+
+
 def acronym(passage: Passage) -> list[Candidate]:
     """`long form (LF)` whose initials agree."""
     found = []
@@ -119,6 +174,7 @@ def expand_acronym(before: str, short: str) -> str:
     letters = [char.lower() for char in short if char.isalpha()]
     if len(letters) < 2 or sum(char.isupper() for char in short) < 2:
         return ""
+    before = before[-MAX_EXPANSION_CHARACTERS:]
     words = list(re.finditer(r"[A-Za-z0-9'\u2013-]+", before))[-(len(letters) + 3) :]
     for first in range(len(words) - 1, -1, -1):
         span = before[words[first].start() :]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import replace
 
 from quasitile.reading.formulae import find_formulae
 from quasitile.reading.quantities import Quantity
@@ -14,6 +15,8 @@ from quasitile.reading.sentences import Sentence
 
 BLANK = "____"
 MAX_CLOZES = 8  # a section, before selection
+FRAGMENT = 0.25  # what a blank in a piece of a sentence is worth less
+MAX_BLANKS = 2  # a sentence
 MAX_FRAGMENT_WORDS = 40  # of a run of text without a full stop, which fallback rules take in part
 MAX_FRAGMENT_CHARACTERS = 300
 _TERM = re.compile(r"(?<![\w^/-])[A-Za-z][A-Za-z-]{5,}[a-z](?![\w^/-])")
@@ -22,7 +25,13 @@ _SUMS_UP = re.compile(
     r"\b(?:[Ii]n summary|[Ii]n conclusion|[Tt]o sum up|[Oo]verall|(?:results?|findings|data|analysis) (?:show|indicate|suggest|"
     r"confirm|demonstrate|reveal)\w*|[Ww]e (?:find|found|show|showed|conclude|demonstrate)\w*)\b"
 )
+_SAYS_DONE = re.compile(
+    rf"{_SUMS_UP.pattern}|\b(?:[Ii]n (?:the|this) (?:present )?(?:work|paper|study|article|review)|[Hh]ere,|"
+    r"(?:is|are|was|were|has been|have been) (?:\w+ly )?(?:presented|proposed|developed|reported|achieved|demonstrated|"
+    r"investigated|studied|shown|found|discussed|reviewed|introduced))\b"
+)
 _INSTRUMENT = re.compile(r"[A-Z]{2,}\S*\s*$|\bV\s?$")
+_NUMBERED = re.compile(r"\b(?:Figs?\.?|Figures?|Tables?|Schemes?|Eqs?\.|Equations?|Sections?|Movies?|Refs?\.)\s?$")
 _ADDRESS = re.compile(r"\b(?:USA|Germany|Japan|China|France|UK|Korea|Switzerland|Italy|Inc\.|Ltd|GmbH|Corporation)\b")
 # Words too common in scientific prose to be worth a blank.
 COMMON = frozenset([
@@ -46,7 +55,7 @@ def cloze(passage: Passage) -> list[Candidate]:
     words = Counter(word.lower() for word in _TERM.findall(passage.text))
     for sentence in passage.sentences:
         if understandable(sentence) and len(found) < MAX_CLOZES:
-            found += _blank(passage, sentence, words, minimum=0.5)[:2]
+            found += _blank(passage, sentence, words, minimum=0.5)
     return found
 
 
@@ -56,13 +65,15 @@ def any_cloze(passage: Passage) -> list[Candidate]:
     found = []
     for sentence in map(_fragment, passage.sentences):
         if sentence.num_words >= 4 and "|" not in sentence.text:
-            found += _blank(passage, sentence, words, minimum=0.0)[:2]
-    return sorted(found, key=lambda candidate: -candidate.quality)[:MAX_CLOZES]
+            whole = sentence.text.endswith((".", "!", "?")) and not sentence.text[0].islower()
+            blanks = _blank(passage, sentence, words, minimum=0.0)
+            found += blanks if whole else [replace(blank, quality=blank.quality - FRAGMENT) for blank in blanks]
+    return sorted(found, key=lambda candidate: (not candidate.evidence.text.endswith("."), -candidate.quality))[:MAX_CLOZES]
 
 
 def _blank(passage: Passage, sentence: Sentence, words: Counter[str], minimum: float) -> list[Candidate]:
-    """Blanks for one sentence, best first; an answer stands once in the sentence."""
-    text = sentence.text
+    """The best blanks for one sentence; an answer stands once in the sentence."""
+    text, lowered = sentence.text, sentence.text.lower()
     spans: list[tuple[float, int, int, Quantity | None]] = []
     for quantity in (quantity for quantity in passage.quantities[sentence.start] if quantity.stop <= len(text)):
         spans.append((0.6, quantity.start, quantity.stop, quantity))
@@ -76,9 +87,16 @@ def _blank(passage: Passage, sentence: Sentence, words: Counter[str], minimum: f
     found = []
     for quality, start, stop, quantity in sorted(spans, key=lambda span: (-span[0], span[1])):
         answer = text[start:stop]
-        if _ADDRESS.search(text[max(0, start - 60) : stop + 40]) or (minimum == 0.0 and "\\" in text):
+        if quality < minimum or len(found) == MAX_BLANKS or (minimum == 0.0 and "\\" in text):
+            break
+        if (
+            lowered.count(answer.lower()) != 1
+            or text[start - 1 : start] == "("
+            or answer[0] in "(["
+            or _NUMBERED.search(text[:start])
+        ):
             continue
-        if quality < minimum or text.lower().count(answer.lower()) != 1 or text[start - 1 : start] == "(":
+        if _ADDRESS.search(text[max(0, start - 60) : stop + 40]):
             continue
         sentence_with_blank = text[:start] + BLANK + text[stop:]
         questions = (
@@ -154,10 +172,9 @@ def _other_value(passage: Passage, quantity: Quantity) -> str:
 
 
 def summary(passage: Passage) -> list[Candidate]:
-    """The section's main statement: a sentence that says it sums up, or any of an abstract or a conclusion."""
-    usable = [sentence for sentence in passage.sentences if understandable(sentence, max_words=32)]
-    if passage.type not in ("abstract", "conclusion"):
-        usable = [sentence for sentence in usable if _SUMS_UP.search(sentence.text)]
+    """The section's main statement: a sentence that says it sums up; of an abstract or a conclusion, what the work did too."""
+    says = _SAYS_DONE if passage.type in ("abstract", "conclusion") else _SUMS_UP
+    usable = [each for each in passage.sentences if understandable(each, max_words=32) and says.search(each.text)]
     whole = not re.search(r"\(part \d+\)$", passage.title) and len(passage.sentences) >= 3
     return [_summary(passage, usable, 0.5)] if whole and usable else []
 
@@ -167,7 +184,7 @@ def any_summary(passage: Passage) -> list[Candidate]:
     usable = [sentence for sentence in map(_fragment, passage.sentences) if sentence.num_words >= 3]
     plain = [sentence for sentence in usable if not re.search(r"[|=]|Copyright|^Fig", sentence.text)]
     usable = [sentence for sentence in plain if understandable(sentence)] or plain or usable
-    return [_summary(passage, usable, 0.2)] if usable else []
+    return [_summary(passage, usable, 0.0)] if usable else []
 
 
 def _fragment(sentence: Sentence) -> Sentence:
