@@ -64,26 +64,35 @@ def chunks(stored: StoredMatrix) -> list[tuple[int, int]]:
     return found if start == len(tiles) else [*found, (start, len(tiles))]
 
 
-def finite_rows(stored: StoredMatrix, chunk: tuple[int, int]) -> Tensor:
-    """Rows (R, N) of a chunk, float32.
+def finite_rows(stored: StoredMatrix, chunk: tuple[int, int], dtype: torch.dtype = torch.float32) -> Tensor:
+    """Rows (R, N) of a chunk.
 
     Raises:
         ValueError: The bytes contradict themselves, or give NaN or infinite weights.
     """
     with torch.inference_mode(False), torch.no_grad():
-        rows = stored.rows(*chunk)
-        if not bool(torch.isfinite(torch.stack(torch.aminmax(rows))).all()):
-            raise ValueError("it holds weights that are not finite")
+        top, bottom = row_range(stored, chunk)
+        rows = torch.empty(bottom - top, stored.tiling.shape[1], dtype=dtype)
+        stored.write_rows(*chunk, rows)
         return rows
+
+
+def row_range(stored: StoredMatrix, chunk: tuple[int, int]) -> tuple[int, int]:
+    """First row of a chunk, and the row after its last."""
+    return stored.tiling.tiles[chunk[0]].row_start, stored.tiling.tiles[chunk[1] - 1].row_stop
 
 
 def decode_weight(stored: StoredMatrix, structure: Structure | None, dtype: torch.dtype) -> Tensor:
     """The dense weight (M, N)."""
     with torch.inference_mode(False), torch.no_grad():
-        shape = stored.tiling.shape
-        whole = torch.empty(shape, dtype=dtype if structure is None else torch.float32)
-        top = 0
-        for rows in in_threads(lambda chunk: finite_rows(stored, chunk).to(whole.dtype), chunks(stored)):
-            whole[top : top + len(rows)] = rows
-            top += len(rows)
+        whole = torch.empty(stored.tiling.shape, dtype=dtype if structure is None else torch.float32)
+
+        def write(chunk: tuple[int, int]) -> Tensor:
+            with torch.inference_mode(False), torch.no_grad():  # of this thread
+                rows = whole[slice(*row_range(stored, chunk))]
+                stored.write_rows(*chunk, rows)
+                return rows
+
+        for _ in in_threads(write, chunks(stored)):
+            pass
         return whole if structure is None else structure.expand(whole).to(dtype)

@@ -10,6 +10,7 @@ its group), P rows, Q columns.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,10 +114,8 @@ class GroupedFactors(nn.Module):
         rows, columns = scale_values(stored.row_scales), scale_values(stored.column_scales)
         by_columns: dict[tuple[int, int], _Band] = {}
         by_rows: dict[tuple[int, int], _Band] = {}
-        tiles = [(tile, index) for index, tile in enumerate(stored.tiling.tiles) if stored.ranks[index]]
         first = 0
-        for tile, index in tiles:
-            left, right = spatial_factors(stored, tile, index)
+        for tile, left, right in spatial_factors(stored):
             left, right = left / rows[tile.rows, None], right / columns[tile.columns, None]
             for bands, start, stop, part in (
                 (by_rows, tile.row_start, tile.row_stop, left),
@@ -207,11 +206,13 @@ class GroupedFactors(nn.Module):
         return out
 
 
-def spatial_factors(stored: StoredMatrix, tile: Tile, index: int) -> tuple[Tensor, Tensor]:
-    """U (P, R) and V (Q, R) of a tile, their transforms undone, float32."""
-    block = stored.factors(index)
-    left = basis(stored.transform, tile.shape[0]).T @ (block.left * block.scale)
-    return left, basis(stored.transform, tile.shape[1]).T @ block.right
+def spatial_factors(stored: StoredMatrix) -> Iterator[tuple[Tile, Tensor, Tensor]]:
+    """Every tile that has components, with its U (P, R) and V (Q, R), their transforms undone, float32."""
+    for chunk in chunks(stored):
+        for tile, block in zip(stored.tiling.tiles[slice(*chunk)], stored.blocks(*chunk), strict=True):
+            if block.rank:
+                left = basis(stored.transform, tile.shape[0]).T @ (block.left * block.scale)
+                yield tile, left, basis(stored.transform, tile.shape[1]).T @ block.right
 
 
 def _grouped(bands: list[_Band]) -> list[list[_Band]]:
