@@ -240,18 +240,25 @@ class StoredMatrix:
         rows /= scale_values(self.column_scales)
         return rows if self.axes is None else self.axes.entries(rows)
 
+    def plain(self, first: int, stop: int) -> bool:
+        """Whether rows are points of a residual and scales alone, perhaps in sorted columns."""
+        sorted_at_most = self.axes is None or self.axes.kind == SORTED
+        return self.residual_transform == "identity" and sorted_at_most and not self.ranks[first:stop].any()
+
+    def scales(self, first: int, stop: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Scales of the rows and of the tiled columns, float32, and the column that each of these becomes."""
+        top, bottom = self.tiling.tiles[first].row_start, self.tiling.tiles[stop - 1].row_stop
+        order = self.axes.codes[0] if self.axes is not None and self.axes.kind == SORTED else None
+        return scale_values(self.row_scales[top:bottom]), scale_values(self.column_scales), order
+
     def write_rows(self, first: int, stop: int, out: Tensor) -> None:
         """Put what `rows` gives, rounded to the dtype of `out` (R, N), into it.
 
         Raises:
             ValueError: A weight is infinite or NaN in float32.
         """
-        plain = self.residual_transform == "identity" and not self.ranks[first:stop].any()
-        if plain and out.dtype in DTYPES and (self.axes is None or self.axes.kind == SORTED):
-            top, bottom = self.tiling.tiles[first].row_start, self.tiling.tiles[stop - 1].row_stop
-            order = None if self.axes is None else self.axes.codes[0]
-            scales = scale_values(self.row_scales[top:bottom]), scale_values(self.column_scales)
-            finite = dequantise(self.points(first, stop), self.step, *scales, order, out)
+        if self.plain(first, stop) and out.dtype in DTYPES and not out.is_cuda:
+            finite = dequantise(self.points(first, stop), self.step, *self.scales(first, stop), out)
         else:
             rows = self.rows(first, stop)
             finite = bool(torch.isfinite(torch.stack(torch.aminmax(rows))).all())

@@ -23,6 +23,7 @@ from quasitile.codec.factors import scale_values
 from quasitile.codec.spectrum import basis
 from quasitile.codec.stored import StoredMatrix
 from quasitile.codec.structure import Structure
+from quasitile.runtime.accelerate import kernels_for
 from quasitile.runtime.decode import chunks, in_threads
 
 FEW_TOKENS = 4  # up to so many, products with whole numbers are faster than making them dense first
@@ -163,16 +164,15 @@ class GroupedFactors(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`(T, N) -> (T, M)`."""
         columns = x.T
-        dtype = self.right_0.dtype
         inner = []
         for number in range(self.first_groups):
             right, inputs = getattr(self, f"right_{number}"), getattr(self, f"inputs_{number}")
-            inner.append(torch.bmm(right, columns[inputs].to(dtype)).flatten(0, 1))  # (G, K, Q) (G, Q, T)
+            inner.append(gathered_product(right, inputs, columns))  # (G, K, Q) (G, Q, T)
         middle = inner[0] if len(inner) == 1 else torch.cat(inner)
         parts = []
         for number in range(self.second_groups):
             left, index = getattr(self, f"left_{number}"), getattr(self, f"inner_{number}")
-            parts.append(torch.bmm(left, middle[index]).flatten(0, 1))  # (G, P, K) (G, K, T)
+            parts.append(gathered_product(left, index, middle))  # (G, P, K) (G, K, T)
         y = parts[0] if len(parts) == 1 else torch.cat(parts)
         if self.outputs is not None:
             y = torch.zeros(self.num_rows, len(x), dtype=y.dtype, device=y.device).index_copy(0, self.outputs, y)
@@ -213,6 +213,19 @@ def spatial_factors(stored: StoredMatrix) -> Iterator[tuple[Tile, Tensor, Tensor
             if block.rank:
                 left = basis(stored.transform, tile.shape[0]).T @ (block.left * block.scale)
                 yield tile, left, basis(stored.transform, tile.shape[1]).T @ block.right
+
+
+def gathered_product(weights: Tensor, index: Tensor, values: Tensor) -> Tensor:
+    """Products of bands with the inputs that each meets, (G M, T) in the dtype of `weights`.
+
+    Args:
+        weights: (G, M, K).
+        index: (G, K) rows of `values`.
+        values: (inputs, T).
+    """
+    if (kernels := kernels_for(values)) is not None:
+        return kernels.gathered_product(weights, index, values, weights.dtype)
+    return torch.bmm(weights, values[index].to(weights.dtype)).flatten(0, 1)
 
 
 def _grouped(bands: list[_Band]) -> list[list[_Band]]:
@@ -267,6 +280,13 @@ class WholeNumbers(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`(T, N) -> (T, M)`."""
         scaled = (x.float() * self.column_values).to(x.dtype)
+        kernels = kernels_for(x)
+        if kernels is not None:
+            y = kernels.whole_number_product(self.codes, scaled, self.row_values)
+            if not len(self.large_rows):
+                return y
+            extra = scaled[:, self.large_columns] * (self.large_extra * self.row_values[self.large_rows]).to(x.dtype)
+            return y.index_add(1, self.large_rows, extra)
         if len(x) <= FEW_TOKENS and x.dtype == torch.bfloat16 and x.device.type == "cpu":
             y = torch._weight_int8pack_mm(scaled, self.codes, torch.ones(len(self.codes), dtype=x.dtype))
         else:
