@@ -209,7 +209,8 @@ def rans_decode_tiles(stream, lengths, counts, corners, row_levels, column_level
                         used[k] += 1
                         if abs(code) > MOST:
                             return 3
-                    point = 2 * code - np.int64(quantiser) * ((code > 0) - (code < 0)) if trellis else code
+                    sign = 1 if code > 0 else -1 if code < 0 else 0
+                    point = 2 * code - np.int64(quantiser) * sign if trellis else code
                     symbol = ((point + SYMBOL_CENTRE) << 1) | (code & 1)
                 v = frequency * (v >> SHIFT_SLOT) + rest
                 if v < FULL and left[k] > first[k]:

@@ -98,7 +98,7 @@ def write_rows(stored: StoredMatrix, chunk: tuple[int, int], out: Tensor) -> Non
     if not bool(torch.isfinite(largest)):  # perhaps no weight is infinite: look at each
         stored.write_rows(*chunk, out)
         return
-    narrow = torch.int8 if -128 <= int(least) and int(most) < 128 else torch.int32
+    narrow = torch.int8 if int(least) >= -128 and int(most) < 128 else torch.int32
     moved = [None if part is None else part.to(out.device) for part in (points.to(narrow), rows, columns, order)]
     kernels.dequantise(moved[0], stored.step, *moved[1:], out)
 

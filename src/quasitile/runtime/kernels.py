@@ -8,16 +8,19 @@ G bands of a group, M outputs of a band, K inputs of one, T tokens, R rows, N co
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton  # pyright: ignore[reportMissingImports]
 import triton.language as tl  # pyright: ignore[reportMissingImports]
 from torch import Tensor
 
+jit: Any = triton.jit
 FEW, MANY = 16, 64  # tokens of one program
 OUTPUTS, INPUTS = 64, 64  # of one program, and of one of its steps
 
 
-@triton.jit
+@jit
 def _gathered(weights, index, values, out, num_outputs, num_inputs, num_tokens, input_stride, token_stride,
               M: tl.constexpr, K: tl.constexpr, T: tl.constexpr):  # fmt: skip
     """`out[g, m, t] = sum_k weights[g, m, k] values[index[g, k], t]`."""
@@ -39,7 +42,7 @@ def _gathered(weights, index, values, out, num_outputs, num_inputs, num_tokens, 
     tl.store(places, total.to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@jit
 def _whole_numbers(codes, x, row_values, out, num_rows, num_columns, num_tokens,
                    M: tl.constexpr, K: tl.constexpr, T: tl.constexpr):  # fmt: skip
     """`out[t, m] = row_values[m] sum_n codes[m, n] x[t, n]`."""
@@ -58,7 +61,7 @@ def _whole_numbers(codes, x, row_values, out, num_rows, num_columns, num_tokens,
     tl.store(out + tokens[None, :].to(tl.int64) * num_rows + rows[:, None], total.to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@jit
 def _dequantise(points, row_scales, column_scales, order, out, step, num_columns, N: tl.constexpr, ORDERED: tl.constexpr):
     """A row of `points * step / row_scales / column_scales`; division rounds to the nearest, as on the processor."""
     row = tl.program_id(0).to(tl.int64)
