@@ -34,7 +34,7 @@ def dequantise(
     else:
         singles = out.numpy()
     largest = _dequantise(points, np.float32(step), row_scales.numpy(), column_scales.numpy(), places, halves, singles)
-    return largest < LARGEST_BITS
+    return bool(largest < LARGEST_BITS)
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")

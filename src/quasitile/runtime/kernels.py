@@ -8,19 +8,16 @@ G bands of a group, M outputs of a band, K inputs of one, T tokens, R rows, N co
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton  # pyright: ignore[reportMissingImports]
 import triton.language as tl  # pyright: ignore[reportMissingImports]
 from torch import Tensor
 
-jit: Any = triton.jit
 FEW, MANY = 16, 64  # tokens of one program
 OUTPUTS, INPUTS = 64, 64  # of one program, and of one of its steps
 
 
-@jit
+@triton.jit
 def _gathered(weights, index, values, out, num_outputs, num_inputs, num_tokens, input_stride, token_stride,
               M: tl.constexpr, K: tl.constexpr, T: tl.constexpr):  # fmt: skip
     """`out[g, m, t] = sum_k weights[g, m, k] values[index[g, k], t]`."""
@@ -42,7 +39,7 @@ def _gathered(weights, index, values, out, num_outputs, num_inputs, num_tokens, 
     tl.store(places, total.to(out.dtype.element_ty), mask=inside)
 
 
-@jit
+@triton.jit
 def _whole_numbers(codes, x, row_values, out, num_rows, num_columns, num_tokens,
                    M: tl.constexpr, K: tl.constexpr, T: tl.constexpr):  # fmt: skip
     """`out[t, m] = row_values[m] sum_n codes[m, n] x[t, n]`."""
@@ -61,7 +58,7 @@ def _whole_numbers(codes, x, row_values, out, num_rows, num_columns, num_tokens,
     tl.store(out + tokens[None, :].to(tl.int64) * num_rows + rows[:, None], total.to(out.dtype.element_ty), mask=inside)
 
 
-@jit
+@triton.jit
 def _dequantise(points, row_scales, column_scales, order, out, step, num_columns, N: tl.constexpr, ORDERED: tl.constexpr):
     """A row of `points * step / row_scales / column_scales`; division rounds to the nearest, as on the processor."""
     row = tl.program_id(0).to(tl.int64)
@@ -89,7 +86,7 @@ def gathered_product(weights: Tensor, index: Tensor, values: Tensor, dtype: torc
     tokens = FEW if num_tokens <= FEW else MANY
     grid = (bands, triton.cdiv(num_outputs, OUTPUTS), triton.cdiv(num_tokens, tokens))
     sizes = num_outputs, num_inputs, num_tokens, values.stride(0), values.stride(1)
-    _gathered[grid](weights, index, values, out, *sizes, M=OUTPUTS, K=INPUTS, T=tokens)
+    _gathered[grid](weights, index, values, out, *sizes, M=OUTPUTS, K=INPUTS, T=tokens)  # pyright: ignore[reportIndexIssue]
     return out
 
 
@@ -105,7 +102,7 @@ def whole_number_product(codes: Tensor, x: Tensor, row_values: Tensor) -> Tensor
     out = torch.empty(num_tokens, num_rows, dtype=x.dtype, device=x.device)
     tokens = FEW if num_tokens <= FEW else MANY
     grid = (triton.cdiv(num_rows, OUTPUTS), triton.cdiv(num_tokens, tokens))
-    _whole_numbers[grid](codes, x, row_values, out, num_rows, num_columns, num_tokens, M=OUTPUTS, K=INPUTS, T=tokens)
+    _whole_numbers[grid](codes, x, row_values, out, num_rows, num_columns, num_tokens, M=OUTPUTS, K=INPUTS, T=tokens)  # pyright: ignore[reportIndexIssue]
     return out
 
 
@@ -127,4 +124,4 @@ def dequantise(
     grid = (num_rows, triton.cdiv(num_columns, width))
     places = points if order is None else order
     scales = row_scales, column_scales
-    _dequantise[grid](points, *scales, places, out, step, num_columns, N=width, ORDERED=order is not None)
+    _dequantise[grid](points, *scales, places, out, step, num_columns, N=width, ORDERED=order is not None)  # pyright: ignore[reportIndexIssue]
