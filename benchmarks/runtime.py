@@ -8,6 +8,7 @@ another, round by round, after one that only fills numba's cache of compiled fun
 
 Times are CPU seconds, which other work on the machine disturbs less than the clock, or with `--clock`
 seconds of the clock, for idle machines. `--peers` is a Python with torchao and hqq, beside what this one has.
+"Load again" is a second load in the same process, without what the first one imports and prepares once.
 With `lazy`, "beyond" is what tensors take against stored bytes and the cache's limit together.
 
     OMP_NUM_THREADS=1 python benchmarks/runtime.py --layers 1 --out runs/runtime --peers peers/bin/python
@@ -193,12 +194,19 @@ def measure(variant: str, made: dict[str, Path], repeats: int, clock: bool) -> d
     gc.collect()
     from quasitile.runtime import resident_bytes
 
+    resident_now, tensor_bytes = resident() - before, resident_bytes(model)
+    del model, out
+    gc.collect()
+    started = now()
+    loaded(variant, made)
+    again = now() - started
     return {
         "variant": variant,
         "clock": clock,
         "load_seconds": load,
-        "resident_bytes": resident() - before,
-        "tensor_bytes": resident_bytes(model),
+        "load_again_seconds": again,
+        "resident_bytes": resident_now,
+        "tensor_bytes": tensor_bytes,
         "prefill": prefill,
         "decode": decode,
     }
@@ -212,7 +220,7 @@ def spread(values: list[float]) -> str:
 
 def table(results: list[dict[str, Any]], made: dict[str, Path], second: str) -> str:
     """Medians and ranges over rounds and repeats, as Markdown."""
-    times = f"load, {second}", f"prefill, tokens/{second}", f"decode, tokens/{second}"
+    times = f"load, {second}", f"load again, {second}", f"prefill, tokens/{second}", f"decode, tokens/{second}"
     heads = ("variant", "stored MB", "tensors MB", "beyond", "resident MB", *times)
     whole = sum(file.stat().st_size for file in made["dense bf16"].glob("*.safetensors")) / 1e6
     lines = [f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
@@ -220,7 +228,7 @@ def table(results: list[dict[str, Any]], made: dict[str, Path], second: str) -> 
         mine = [result for result in results if result["variant"] == variant and "error" not in result]
         if not mine:
             failed = [result["error"] for result in results if result["variant"] == variant]
-            lines += [f"| {variant} | {failed[0]} | | | | | | |"] if failed else []
+            lines += [f"| {variant} | {failed[0]} | | | | | | | |"] if failed else []
             continue
         folder = next((made[name] for name in made if variant.startswith(name)), None)
         stored = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e6 if folder else float("nan")
@@ -232,6 +240,7 @@ def table(results: list[dict[str, Any]], made: dict[str, Path], second: str) -> 
             f"{tensors / (stored + cached) - 1:+.1%}" if "lazy" in variant else "",
             f"{statistics.median(result['resident_bytes'] for result in mine) / 1e6:.0f}",
             spread([result["load_seconds"] for result in mine]),
+            spread([result["load_again_seconds"] for result in mine]),
             spread([value for result in mine for value in result["prefill"]]),
             spread([value for result in mine for value in result["decode"]]),
         ]
