@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from quasitile.codec.coding import Coding
 from quasitile.codec.dequantise import dequantise
 from quasitile.codec.factors import scale_values
-from quasitile.codec.matrix import Coding, decode_matrix, encode_matrix
+from quasitile.codec.matrix import decode_matrix, encode_matrix
 from quasitile.codec.tiling import TILINGS
 from quasitile.runtime import TiledMatrix, accelerate, decode, factored
 
