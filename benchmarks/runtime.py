@@ -2,13 +2,16 @@
 
 The matrices have the shapes of Llama 3.2 1B. `--layers` takes fewer of its 16 layers, and of its
 128,256 tokens in proportion, so that embedding and layers keep their shares. Weights are random: one
-folder has a residual of about 3 bits a weight, one has factors with a quarter of the weights' numbers
-in Fibonacci tiles. Every variant is measured in a process of its own, one after another, round by round.
+folder has a residual of about 3 bits a weight on a trellis of 8 states, one has factors with a quarter of
+the weights' numbers in Fibonacci tiles. Every variant is measured in a process of its own, one after
+another, round by round, after one that only fills numba's cache of compiled functions.
 
-Times are CPU seconds of one thread (`OMP_NUM_THREADS=1`), which other work on the machine disturbs
-less than the clock. `--peers` is a Python with torchao and hqq, beside what this one has.
+Times are CPU seconds, which other work on the machine disturbs less than the clock, or with `--clock`
+seconds of the clock, for idle machines. `--peers` is a Python with torchao and hqq, beside what this one has.
+"Load again" is a second load in the same process, without what the first one imports and prepares once.
+With `lazy`, "beyond" is what tensors take against stored bytes and the cache's limit together.
 
-    OMP_NUM_THREADS=1 python benchmarks/runtime.py --layers 2 --out runs/runtime --peers peers/bin/python
+    OMP_NUM_THREADS=1 python benchmarks/runtime.py --layers 1 --out runs/runtime --peers peers/bin/python
 """
 
 from __future__ import annotations
@@ -32,12 +35,13 @@ from transformers.utils import logging as transformers_logging
 
 LAYERS, VOCABULARY = 16, 128256
 BITS_SPREAD = 1.9  # of normal codes, whose entropy is then about 3 bits
+STATES = 8
 SHARE = 0.25
 SHORT = 256
 PREFILL, DECODED, REPEATS = 128, 16, 3
 VARIANTS = (
-    "dense bf16", "3 bits dense", "3 bits factored", "3 bits lazy 0%", "3 bits lazy 25%", "3 bits lazy 50%",
-    "3 bits lazy 75%", "3 bits lazy 100%", "25% dense", "25% factored", "torchao int8", "hqq 4 bits",
+    "dense bf16", "3 bits dense", "3 bits factored", "3 bits lazy 0%", "3 bits lazy 10%", "3 bits lazy 25%",
+    "3 bits lazy 50%", "3 bits lazy 100%", "25% dense", "25% factored", "torchao int8", "hqq 4 bits",
 )  # fmt: skip
 
 
@@ -60,19 +64,25 @@ def scales(shape: tuple[int, int], step: float) -> dict[str, torch.Tensor]:
 
 
 def residual_matrix(shape: tuple[int, int], seed: int) -> Any:
-    """Normal whole numbers of about 3 bits."""
+    """Normal whole numbers of about 3 bits, as points of a trellis."""
     from quasitile.codec.block import Block, CodedMatrix
+    from quasitile.codec.machine import machine, points_of
     from quasitile.codec.tiling import TILINGS
 
-    tiling = TILINGS["fibonacci"](*shape, 64, 0)
-    codes = torch.from_numpy(np.random.default_rng(seed).standard_normal(shape, np.float32)).mul_(BITS_SPREAD).round_()
+    tiling, following = TILINGS["fibonacci"](*shape, 64, 0), machine(STATES).following
+    codes = np.rint(np.random.default_rng(seed).standard_normal(shape, np.float32) * BITS_SPREAD).astype(np.int32)
     blocks = []
     for tile in tiling.tiles:
         rows, columns = tile.shape
+        inner = codes[tile.rows, tile.columns]
+        quantisers, state = np.empty(inner.shape, np.uint8), np.zeros(rows, np.int64)
+        for j in range(columns - 1, -1, -1):
+            quantisers[:, j] = state & 1
+            state = following[state, inner[:, j] & 1]
+        points = torch.from_numpy(points_of(inner, quantisers, STATES)).float()
         none = torch.zeros(rows, 0), torch.zeros(columns, 0), torch.zeros(0)
-        residual = codes[tile.rows, tile.columns].contiguous()
-        blocks.append(Block(*none, residual=residual, residual_step=1.0))
-    return CodedMatrix(tiling, blocks, "dct", **scales(shape, BITS_SPREAD))
+        blocks.append(Block(*none, residual=points, residual_step=0.5))
+    return CodedMatrix(tiling, blocks, "dct", **scales(shape, BITS_SPREAD), num_states=STATES)
 
 
 def factor_matrix(shape: tuple[int, int], seed: int) -> Any:
@@ -155,40 +165,48 @@ def loaded(variant: str, made: dict[str, Path]) -> Any:
 
 
 @torch.inference_mode()
-def measure(variant: str, made: dict[str, Path], repeats: int) -> dict[str, Any]:
+def measure(variant: str, made: dict[str, Path], repeats: int, clock: bool) -> dict[str, Any]:
     """One variant, in this process."""
+    now = time.perf_counter if clock else time.process_time
     import quasitile
 
     assert quasitile
     transformers_logging.disable_progress_bar()
     torch.zeros(8, 8) @ torch.zeros(8, 8)
     gc.collect()
-    before, started, began = resident(), time.process_time(), time.monotonic()
+    before, started = resident(), now()
     model = loaded(variant, made)
-    load, load_clock = time.process_time() - started, time.monotonic() - began
+    load = now() - started
     gc.collect()
     tokens = torch.arange(PREFILL)[None] % model.config.vocab_size
     prefill, decode = [], []
     steps = 2 if "lazy" in variant else DECODED
     for repeat in range(repeats + 1):
-        started = time.process_time()
+        started = now()
         out = model(tokens, use_cache=True, logits_to_keep=1)
-        middle = time.process_time()
+        middle = now()
         for _ in range(steps):
             out = model(out.logits[:, -1:].argmax(-1), past_key_values=out.past_key_values, use_cache=True)
-        ended = time.process_time()
+        ended = now()
         if repeat:  # the first is for warming up
             prefill.append(PREFILL / (middle - started))
             decode.append(steps / (ended - middle))
     gc.collect()
     from quasitile.runtime import resident_bytes
 
+    resident_now, tensor_bytes = resident() - before, resident_bytes(model)
+    del model, out
+    gc.collect()
+    started = now()
+    loaded(variant, made)
+    again = now() - started
     return {
         "variant": variant,
-        "load_cpu_seconds": load,
-        "load_seconds": load_clock,
-        "resident_bytes": resident() - before,
-        "tensor_bytes": resident_bytes(model),
+        "clock": clock,
+        "load_seconds": load,
+        "load_again_seconds": again,
+        "resident_bytes": resident_now,
+        "tensor_bytes": tensor_bytes,
         "prefill": prefill,
         "decode": decode,
     }
@@ -200,22 +218,29 @@ def spread(values: list[float]) -> str:
     return f"{middle:.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"
 
 
-def table(results: list[dict[str, Any]], made: dict[str, Path]) -> str:
+def table(results: list[dict[str, Any]], made: dict[str, Path], second: str) -> str:
     """Medians and ranges over rounds and repeats, as Markdown."""
-    heads = ("variant", "stored MB", "load, CPU s", "resident MB", "prefill, tokens/CPU s", "decode, tokens/CPU s")
+    times = f"load, {second}", f"load again, {second}", f"prefill, tokens/{second}", f"decode, tokens/{second}"
+    heads = ("variant", "stored MB", "tensors MB", "beyond", "resident MB", *times)
+    whole = sum(file.stat().st_size for file in made["dense bf16"].glob("*.safetensors")) / 1e6
     lines = [f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
     for variant in VARIANTS:
         mine = [result for result in results if result["variant"] == variant and "error" not in result]
         if not mine:
             failed = [result["error"] for result in results if result["variant"] == variant]
-            lines += [f"| {variant} | {failed[0]} | | | | |"] if failed else []
+            lines += [f"| {variant} | {failed[0]} | | | | | | | |"] if failed else []
             continue
         folder = next((made[name] for name in made if variant.startswith(name)), None)
         stored = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e6 if folder else float("nan")
+        tensors = statistics.median(result["tensor_bytes"] for result in mine) / 1e6
+        cached = float(variant.split()[-1].rstrip("%")) / 100 * whole if "lazy" in variant else 0.0
         cells = [
             f"{stored:.0f}" if folder else "",
-            spread([result["load_cpu_seconds"] for result in mine]),
+            f"{tensors:.0f}",
+            f"{tensors / (stored + cached) - 1:+.1%}" if "lazy" in variant else "",
             f"{statistics.median(result['resident_bytes'] for result in mine) / 1e6:.0f}",
+            spread([result["load_seconds"] for result in mine]),
+            spread([result["load_again_seconds"] for result in mine]),
             spread([value for result in mine for value in result["prefill"]]),
             spread([value for result in mine for value in result["decode"]]),
         ]
@@ -231,28 +256,34 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/runtime"))
     parser.add_argument("--peers", default=sys.executable)
     parser.add_argument("--only", nargs="*", default=list(VARIANTS))
+    parser.add_argument("--clock", action="store_true", help="seconds of the clock instead of CPU seconds")
     parser.add_argument("--child")
     given = parser.parse_args()
     names = ("dense bf16", "3 bits", "25%")
     made = {name: given.out / f"{name.replace(' ', '-').replace('%', '')}-{given.layers}" for name in names}
     if given.child:
-        print(json.dumps(measure(given.child, made, given.repeats)))
+        print(json.dumps(measure(given.child, made, given.repeats, given.clock)))
         return
     made = folders(given.out, given.layers)
-    results = []
-    for number in range(given.rounds):
-        for variant in given.only:
+    results: list[dict[str, Any]] = []
+    warm = [variant for variant in ("3 bits dense", "25% dense") if variant in given.only]
+    for number, variants in enumerate([warm, *[given.only] * given.rounds]):
+        for variant in variants:
             python = given.peers if variant in ("torchao int8", "hqq 4 bits") else sys.executable
             command = [python, __file__, "--child", variant, "--layers", str(given.layers), "--repeats", str(given.repeats)]
-            done = subprocess.run([*command, "--out", str(given.out)], capture_output=True, text=True, env=os.environ)
+            done = subprocess.run(
+                [*command, "--out", str(given.out), *["--clock"] * given.clock], capture_output=True, text=True, env=os.environ
+            )
             try:
                 results.append(json.loads(done.stdout.splitlines()[-1]))
             except (IndexError, json.JSONDecodeError):
                 last = (done.stderr.strip().splitlines() or ["nothing said"])[-1]
                 results.append({"variant": variant, "error": last[:160]})
             print(number, json.dumps(results[-1])[:300], file=sys.stderr, flush=True)
+            if not number:
+                results.clear()
             (given.out / "results.json").write_text(json.dumps(results, indent=1))
-    print(table(results, made))
+    print(table(results, made, "s" if given.clock else "CPU s"))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from quasitile.codec.machine import machine, points_of
-from quasitile.codec.rans import BINS, PRECISION, frequencies, rans_decode, rans_decode_tiles, rans_encode
+from quasitile.codec.rans import BINS, PRECISION, SYMBOL_CENTRE, frequencies, rans_decode, rans_decode_tiles, rans_encode
 
 LEVEL_OCTAVE, LEVEL_CENTRE, NUM_LEVELS = 4, 16, 64  # spread 2^((level - 16) / 4)
 NUM_SHAPES = 5  # a shape of n is n / 4 Laplace and the rest normal
@@ -115,6 +115,23 @@ def first_guesses(shape: int) -> NDArray[np.int32]:
         inner = cumulative[begin : begin + count]
         guesses[quantiser, level] = begin + np.searchsorted(inner, slots, side="right") - 1
     return guesses
+
+
+@cache
+def packed_entries(shape: int, trellis: bool) -> NDArray[np.uint64]:
+    """The symbol of the first slot of each bin (2 quantisers x levels x bins): all that a decoder needs of it in one number.
+
+    From the lowest bit: 22 bits where its slots begin, 22 bits how many they are, the parity of its code, and
+    its point plus `SYMBOL_CENTRE`.
+    """
+    starts, largest, cumulative = cumulative_table(shape)
+    place = first_guesses(shape)[:, :, :BINS].astype(np.int64)
+    code = place - (starts + largest)[:, :, None]
+    point = 2 * code - np.array([0, 1])[:, None, None] * np.sign(code) if trellis else code
+    symbol = ((point + SYMBOL_CENTRE) << 1 | code & 1).astype(np.uint64)
+    begin = cumulative[place].astype(np.uint64)
+    slots = cumulative[place + 1].astype(np.uint64) - begin
+    return (symbol << np.uint64(2 * PRECISION) | slots << np.uint64(PRECISION) | begin).ravel()
 
 
 def fit(points: NDArray[np.int64], num_states: int = 1, quantisers: NDArray | None = None, most: int = 1 << 13) -> Statistics:
@@ -244,8 +261,10 @@ def decode_tiles(
     assert int(corners[:, 3].max()) <= shape[1]
     points = np.zeros(shape, np.int32)
     levels = statistics.row_levels.astype(np.int64), statistics.column_levels.astype(np.int64) - COLUMN_CENTRE
-    following = machine(statistics.num_states).following
-    tables = *cumulative_table(statistics.shape), first_guesses(statistics.shape)
+    num_states = statistics.num_states
+    following = machine(num_states).following.ravel()
+    packed = packed_entries(statistics.shape, num_states > 1)
+    tables = packed, *cumulative_table(statistics.shape), first_guesses(statistics.shape)
     _check(rans_decode_tiles(stream, lengths, counts, np.ascontiguousarray(corners), *levels, following, *tables, points))
     return points
 

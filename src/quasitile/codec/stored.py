@@ -20,8 +20,10 @@ from torch import Tensor
 from quasitile.codec import entropy
 from quasitile.codec.axes import KLT, MAX_BASIS_CODE, SORTED, Axes, order_of_scales
 from quasitile.codec.block import Block, CodedMatrix, Tile, Tiling, from_symbols
+from quasitile.codec.dequantise import DTYPES, dequantise
 from quasitile.codec.entropy import Statistics, decode_bytes
 from quasitile.codec.factors import scale_values
+from quasitile.codec.gaussian import decode_components
 from quasitile.codec.machine import STATES
 from quasitile.codec.matrix import decode_tile
 from quasitile.codec.payload import (
@@ -38,6 +40,7 @@ from quasitile.codec.payload import (
     STORED_BYTE_LIMIT,
     check_bases,
     models,
+    spread_values,
 )
 from quasitile.codec.spectrum import TRANSFORMS, basis
 
@@ -116,6 +119,8 @@ class StoredMatrix:
         _check_geometry(corners, self.ranks, num_rows, num_columns, num_components)
         if not bool(torch.isfinite(scales).all()):
             raise ValueError("the scale of a component is no finite number")
+        if lengths[self.ranks == 0].any():
+            raise ValueError("a tile without components has a stream")
         self._scales, self._components = scales, np.concatenate([[0], self.ranks.cumsum()])
         self.tiling = Tiling((num_rows, num_columns), tuple(Tile(*corner) for corner in corners.tolist()))
         used = {self.transform} if num_components else set()
@@ -151,21 +156,46 @@ class StoredMatrix:
         first = np.flatnonzero(self._corners[:, 2] == 0).tolist()
         return list(zip(first, [*first[1:], len(self.tiling.tiles)], strict=True))
 
-    def factors(self, index: int) -> Block:
-        """The rank block of one tile, without its residual."""
-        rows, columns = self.tiling.tiles[index].shape
-        rank, first = int(self.ranks[index]), int(self._components[index])
-        if not rank:
-            if self._factor_words[index] != self._factor_words[index + 1]:
-                raise ValueError("a tile without components has a stream")
-            return Block(torch.zeros(rows, 0), torch.zeros(columns, 0), torch.zeros(0))
-        data = self._reader.data[self._factor_words[index] : self._factor_words[index + 1]]
-        coder = constriction.stream.stack.AnsCoder(np.frombuffer(data, "<u4").astype(np.uint32))
-        row = coder.decode(FACTORS, *models(rows, columns, self._spreads[:, first : first + rank]))
-        if not coder.is_empty():
-            raise ValueError("the stream of a tile's factors does not end where it should")
-        left, right = from_symbols(torch.from_numpy(row).float(), rows, columns)
-        return Block(left, right, self._scales[first : first + rank].clone())
+    def blocks(self, first: int, stop: int) -> list[Block]:
+        """The rank blocks of the tiles from `first` to `stop`, without their residuals."""
+        tiles, ranks = self.tiling.tiles[first:stop], self.ranks[first:stop]
+        shapes = np.array([tile.shape for tile in tiles], np.int64).reshape(-1, 2)
+        component, last = int(self._components[first]), int(self._components[stop])
+        data = self._reader.data[self._factor_words[first] : self._factor_words[stop]]
+        stream = np.frombuffer(data, "<u4").astype(np.uint32)
+        lengths = np.diff(self._factor_words[first : stop + 1]) // 4
+        row = decode_components(stream, lengths, shapes, ranks, spread_values(self._spreads[:, component:last]))
+        if row is None:
+            row = self._by_library(stream, lengths, shapes, ranks, component)
+        found, place, symbols = [], 0, torch.from_numpy(row)
+        for (rows, columns), rank in zip(shapes.tolist(), ranks.tolist(), strict=True):
+            size = rank * (rows + columns)
+            sides = from_symbols(symbols[place : place + size], rows, columns)
+            found.append(Block(*sides, self._scales[component : component + rank].clone()))
+            place, component = place + size, component + rank
+        return found
+
+    def _by_library(
+        self,
+        stream: NDArray[np.uint32],
+        lengths: NDArray[np.int64],
+        shapes: NDArray[np.int64],
+        ranks: NDArray[np.int64],
+        component: int,
+    ) -> NDArray[np.float32]:
+        """What `decode_components` gives, slowly, for any stream."""
+        rows, place = [], 0
+        for length, (height, width), rank in zip(lengths.tolist(), shapes.tolist(), ranks.tolist(), strict=True):
+            words = stream[place : place + length]
+            place += length
+            if not rank:
+                continue
+            coder = constriction.stream.stack.AnsCoder(words)
+            rows.append(coder.decode(FACTORS, *models(height, width, self._spreads[:, component : component + rank])))
+            component += rank
+            if not coder.is_empty():
+                raise ValueError("the stream of a tile's factors does not end where it should")
+        return np.concatenate([np.zeros(0, np.float32), *rows]).astype(np.float32)
 
     def points(self, first: int, stop: int) -> NDArray[np.int32]:
         """Points of the residual of whole row bands (R, N): tiles from `first` to `stop`, without the interpreter's lock."""
@@ -190,12 +220,13 @@ class StoredMatrix:
             rows = torch.from_numpy(self.points(first, stop)).float()
             if self.residual_transform == "identity":
                 rows *= self.step
-        for index, tile in enumerate(tiles, first):
+                if not self.ranks[first:stop].any():
+                    return rows
+        for tile, block in zip(tiles, self.blocks(first, stop), strict=True):
             place = slice(tile.row_start - top, tile.row_stop - top), tile.columns
             if self.residual_transform not in (None, "identity"):
                 down, across = (basis(self.residual_transform, size) for size in tile.shape)
                 rows[place] = down.T @ rows[place].contiguous() @ across * self.step
-            block = self.factors(index)
             if block.rank:
                 factors = decode_tile(block, self.transform, "identity")
                 rows[place] = factors if self.residual_transform is None else factors + rows[place]
@@ -209,9 +240,35 @@ class StoredMatrix:
         rows /= scale_values(self.column_scales)
         return rows if self.axes is None else self.axes.entries(rows)
 
+    def plain(self, first: int, stop: int) -> bool:
+        """Whether rows are points of a residual and scales alone, perhaps in sorted columns."""
+        sorted_at_most = self.axes is None or self.axes.kind == SORTED
+        return self.residual_transform == "identity" and sorted_at_most and not self.ranks[first:stop].any()
+
+    def scales(self, first: int, stop: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Scales of the rows and of the tiled columns, float32, and the column that each of these becomes."""
+        top, bottom = self.tiling.tiles[first].row_start, self.tiling.tiles[stop - 1].row_stop
+        order = self.axes.codes[0] if self.axes is not None and self.axes.kind == SORTED else None
+        return scale_values(self.row_scales[top:bottom]), scale_values(self.column_scales), order
+
+    def write_rows(self, first: int, stop: int, out: Tensor) -> None:
+        """Put what `rows` gives, rounded to the dtype of `out` (R, N), into it.
+
+        Raises:
+            ValueError: A weight is infinite or NaN in float32.
+        """
+        if self.plain(first, stop) and out.dtype in DTYPES and not out.is_cuda:
+            finite = dequantise(self.points(first, stop), self.step, *self.scales(first, stop), out)
+        else:
+            rows = self.rows(first, stop)
+            finite = bool(torch.isfinite(torch.stack(torch.aminmax(rows))).all())
+            out.copy_(rows)
+        if not finite:
+            raise ValueError("it holds weights that are not finite")
+
     def unpacked(self) -> CodedMatrix:
         """Everything at once."""
-        blocks = [self.factors(index) for index in range(len(self.tiling.tiles))]
+        blocks = self.blocks(0, len(self.tiling.tiles))
         if self._statistics is not None:
             for first, stop in self.bands:
                 points = self.points(first, stop)

@@ -17,7 +17,9 @@ from torch import Tensor
 from quasitile.codec.stored import StoredMatrix
 from quasitile.codec.structure import Structure
 from quasitile.errors import InputError
+from quasitile.runtime.accelerate import kernels_for
 
+CPU = torch.device("cpu")
 CHUNK_NUMBERS = 1 << 20  # decoded together, in row bands
 
 
@@ -64,26 +66,55 @@ def chunks(stored: StoredMatrix) -> list[tuple[int, int]]:
     return found if start == len(tiles) else [*found, (start, len(tiles))]
 
 
-def finite_rows(stored: StoredMatrix, chunk: tuple[int, int]) -> Tensor:
-    """Rows (R, N) of a chunk, float32.
+def finite_rows(
+    stored: StoredMatrix, chunk: tuple[int, int], dtype: torch.dtype = torch.float32, device: torch.device = CPU
+) -> Tensor:
+    """Rows (R, N) of a chunk.
 
     Raises:
         ValueError: The bytes contradict themselves, or give NaN or infinite weights.
     """
     with torch.inference_mode(False), torch.no_grad():
-        rows = stored.rows(*chunk)
-        if not bool(torch.isfinite(torch.stack(torch.aminmax(rows))).all()):
-            raise ValueError("it holds weights that are not finite")
+        top, bottom = row_range(stored, chunk)
+        rows = torch.empty(bottom - top, stored.tiling.shape[1], dtype=dtype, device=device)
+        write_rows(stored, chunk, rows)
         return rows
 
 
-def decode_weight(stored: StoredMatrix, structure: Structure | None, dtype: torch.dtype) -> Tensor:
+def row_range(stored: StoredMatrix, chunk: tuple[int, int]) -> tuple[int, int]:
+    """First row of a chunk, and the row after its last."""
+    return stored.tiling.tiles[chunk[0]].row_start, stored.tiling.tiles[chunk[1] - 1].row_stop
+
+
+def write_rows(stored: StoredMatrix, chunk: tuple[int, int], out: Tensor) -> None:
+    """Decode a chunk into `out` (R, N): streams on the processor, scales on the device of `out` where it has kernels."""
+    kernels = kernels_for(out)
+    if kernels is None or not stored.plain(*chunk):
+        stored.write_rows(*chunk, out)
+        return
+    points, (rows, columns, order) = torch.from_numpy(stored.points(*chunk)), stored.scales(*chunk)
+    least, most = torch.aminmax(points)
+    largest = torch.stack([-least, most]).max().float() * stored.step / rows.min() / columns.min()
+    if not bool(torch.isfinite(largest)):  # perhaps no weight is infinite: look at each
+        stored.write_rows(*chunk, out)
+        return
+    narrow = torch.int8 if int(least) >= -128 and int(most) < 128 else torch.int32
+    moved = [None if part is None else part.to(out.device) for part in (points.to(narrow), rows, columns, order)]
+    kernels.dequantise(moved[0], stored.step, *moved[1:], out)
+
+
+def decode_weight(stored: StoredMatrix, structure: Structure | None, dtype: torch.dtype, device: torch.device = CPU) -> Tensor:
     """The dense weight (M, N)."""
     with torch.inference_mode(False), torch.no_grad():
-        shape = stored.tiling.shape
-        whole = torch.empty(shape, dtype=dtype if structure is None else torch.float32)
-        top = 0
-        for rows in in_threads(lambda chunk: finite_rows(stored, chunk).to(whole.dtype), chunks(stored)):
-            whole[top : top + len(rows)] = rows
-            top += len(rows)
-        return whole if structure is None else structure.expand(whole).to(dtype)
+        expanded = dtype if structure is None else torch.float32
+        whole = torch.empty(stored.tiling.shape, dtype=expanded, device=device if structure is None else CPU)
+
+        def write(chunk: tuple[int, int]) -> Tensor:
+            with torch.inference_mode(False), torch.no_grad():  # of this thread
+                rows = whole[slice(*row_range(stored, chunk))]
+                write_rows(stored, chunk, rows)
+                return rows
+
+        for _ in in_threads(write, chunks(stored)):
+            pass
+        return whole if structure is None else structure.expand(whole).to(dtype).to(device)

@@ -10,6 +10,7 @@ its group), P rows, Q columns.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ from quasitile.codec.factors import scale_values
 from quasitile.codec.spectrum import basis
 from quasitile.codec.stored import StoredMatrix
 from quasitile.codec.structure import Structure
+from quasitile.runtime.accelerate import kernels_for
 from quasitile.runtime.decode import chunks, in_threads
 
 FEW_TOKENS = 4  # up to so many, products with whole numbers are faster than making them dense first
@@ -113,10 +115,8 @@ class GroupedFactors(nn.Module):
         rows, columns = scale_values(stored.row_scales), scale_values(stored.column_scales)
         by_columns: dict[tuple[int, int], _Band] = {}
         by_rows: dict[tuple[int, int], _Band] = {}
-        tiles = [(tile, index) for index, tile in enumerate(stored.tiling.tiles) if stored.ranks[index]]
         first = 0
-        for tile, index in tiles:
-            left, right = spatial_factors(stored, tile, index)
+        for tile, left, right in spatial_factors(stored):
             left, right = left / rows[tile.rows, None], right / columns[tile.columns, None]
             for bands, start, stop, part in (
                 (by_rows, tile.row_start, tile.row_stop, left),
@@ -164,16 +164,15 @@ class GroupedFactors(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`(T, N) -> (T, M)`."""
         columns = x.T
-        dtype = self.right_0.dtype
         inner = []
         for number in range(self.first_groups):
             right, inputs = getattr(self, f"right_{number}"), getattr(self, f"inputs_{number}")
-            inner.append(torch.bmm(right, columns[inputs].to(dtype)).flatten(0, 1))  # (G, K, Q) (G, Q, T)
+            inner.append(gathered_product(right, inputs, columns))  # (G, K, Q) (G, Q, T)
         middle = inner[0] if len(inner) == 1 else torch.cat(inner)
         parts = []
         for number in range(self.second_groups):
             left, index = getattr(self, f"left_{number}"), getattr(self, f"inner_{number}")
-            parts.append(torch.bmm(left, middle[index]).flatten(0, 1))  # (G, P, K) (G, K, T)
+            parts.append(gathered_product(left, index, middle))  # (G, P, K) (G, K, T)
         y = parts[0] if len(parts) == 1 else torch.cat(parts)
         if self.outputs is not None:
             y = torch.zeros(self.num_rows, len(x), dtype=y.dtype, device=y.device).index_copy(0, self.outputs, y)
@@ -207,11 +206,26 @@ class GroupedFactors(nn.Module):
         return out
 
 
-def spatial_factors(stored: StoredMatrix, tile: Tile, index: int) -> tuple[Tensor, Tensor]:
-    """U (P, R) and V (Q, R) of a tile, their transforms undone, float32."""
-    block = stored.factors(index)
-    left = basis(stored.transform, tile.shape[0]).T @ (block.left * block.scale)
-    return left, basis(stored.transform, tile.shape[1]).T @ block.right
+def spatial_factors(stored: StoredMatrix) -> Iterator[tuple[Tile, Tensor, Tensor]]:
+    """Every tile that has components, with its U (P, R) and V (Q, R), their transforms undone, float32."""
+    for chunk in chunks(stored):
+        for tile, block in zip(stored.tiling.tiles[slice(*chunk)], stored.blocks(*chunk), strict=True):
+            if block.rank:
+                left = basis(stored.transform, tile.shape[0]).T @ (block.left * block.scale)
+                yield tile, left, basis(stored.transform, tile.shape[1]).T @ block.right
+
+
+def gathered_product(weights: Tensor, index: Tensor, values: Tensor) -> Tensor:
+    """Products of bands with the inputs that each meets, (G M, T) in the dtype of `weights`.
+
+    Args:
+        weights: (G, M, K).
+        index: (G, K) rows of `values`.
+        values: (inputs, T).
+    """
+    if (kernels := kernels_for(values)) is not None:
+        return kernels.gathered_product(weights, index, values, weights.dtype)
+    return torch.bmm(weights, values[index].to(weights.dtype)).flatten(0, 1)
 
 
 def _grouped(bands: list[_Band]) -> list[list[_Band]]:
@@ -266,6 +280,13 @@ class WholeNumbers(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`(T, N) -> (T, M)`."""
         scaled = (x.float() * self.column_values).to(x.dtype)
+        kernels = kernels_for(x)
+        if kernels is not None:
+            y = kernels.whole_number_product(self.codes, scaled, self.row_values)
+            if not len(self.large_rows):
+                return y
+            extra = scaled[:, self.large_columns] * (self.large_extra * self.row_values[self.large_rows]).to(x.dtype)
+            return y.index_add(1, self.large_rows, extra)
         if len(x) <= FEW_TOKENS and x.dtype == torch.bfloat16 and x.device.type == "cpu":
             y = torch._weight_int8pack_mm(scaled, self.codes, torch.ones(len(self.codes), dtype=x.dtype))
         else:

@@ -81,10 +81,9 @@ class Lazy:
         if part is None:
             with named(self.name):
                 if self.structure is not None:
-                    part = decode_weight(self.stored, self.structure, self.dtype)
+                    part = decode_weight(self.stored, self.structure, self.dtype, device)
                 else:
-                    part = finite_rows(self.stored, self.chunks[index]).to(self.dtype)
-            part = part.to(device)
+                    part = finite_rows(self.stored, self.chunks[index], self.dtype, device)
             if self.cache.admit(part.numel() * part.element_size()):
                 self.kept[index] = part
         return part
@@ -111,7 +110,7 @@ class Lazy:
             part, origin = self.kept[index], tiles[self.chunks[index][0]].row_start
             if part is None:
                 with named(self.name):
-                    part = finite_rows(self.stored, band).to(self.dtype).to(out.device)
+                    part = finite_rows(self.stored, band, self.dtype, out.device)
                 origin = tiles[band[0]].row_start
             wanted = (found == number).to(out.device)
             out[wanted] = part[(flat - origin).to(out.device)[wanted]]

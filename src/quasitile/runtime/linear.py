@@ -214,7 +214,7 @@ class TiledMatrix(nn.Module):
             with suppress(OverflowError):
                 self.factored = Factored(opened, dtype).to(self.payload.device)
                 return
-        self.dense = decode_weight(opened, self.structure, dtype).to(self.payload.device)
+        self.dense = decode_weight(opened, self.structure, dtype, self.payload.device)
 
     def sizes(self) -> dict[str, int]:
         """Bytes of the dense weight and of what `factored` would hold; whether there is a residual."""
@@ -263,7 +263,7 @@ class TiledMatrix(nn.Module):
             if self.lazy is not None:
                 return self.lazy.weight(self.payload.device)
             if self.factored is not None:
-                return decode_weight(self.opened(), self.structure, self.dense.dtype).to(self.payload.device)
+                return decode_weight(self.opened(), self.structure, self.dense.dtype, self.payload.device)
             if not self.dense.numel():
                 self.decode()
             return self.dense
