@@ -57,7 +57,7 @@ def report(run: str | Path, out: str | Path | None = None) -> dict[str, Any]:
         "page_bytes": len(html.encode("utf-8")),
         "num_questions": num_questions,
         "num_questions_shown": sum(len(rows) for _, rows in groups),
-        "absent": [stage for stage in FOLDERS if stage not in ("inspect", "text") and not found.has(stage)],
+        "absent": [stage for stage in FOLDERS if stage not in ("inspect", "text", "warm_up") and not found.has(stage)],
     }
 
 
