@@ -26,7 +26,7 @@ from quasitile.compress.states import StateWriter, read_states
 from quasitile.progress import track
 from quasitile.runtime import Place
 
-LOGIT_NUMBERS = 1 << 26  # of one batch, after the last layer
+LOGIT_NUMBERS = 1 << 24  # of one batch, after the last layer; a few arrays of them are in memory at a time
 
 
 @dataclass(frozen=True)
