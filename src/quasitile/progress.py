@@ -72,7 +72,7 @@ def human_bytes(num_bytes: float) -> str:
 class Meter:
     """Progress of a training run: steps, time left, and what `advance` says of the last step.
 
-    On a terminal a bar, elsewhere a line every tenth of the way.
+    On a terminal a bar, elsewhere five lines.
 
     Args:
         description: Of the work.
@@ -107,6 +107,6 @@ class Meter:
         self.done += 1
         if self._bar is not None:
             self._bar.update(self._task, advance=1, description=f"{self.description}: {text}")
-        elif self.done == self.total or self.done % max(1, self.total // 10) == 0:
+        elif self.done == self.total or self.done % max(1, -(-self.total // 5)) == 0:
             left = (time.monotonic() - self.started) / (self.done - self.first) * (self.total - self.done)
             say(f"  {self.description}, {self.done} of {self.total}: {text}, {left:.0f} s left")
