@@ -9,10 +9,12 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from quasitile import cli
+from quasitile import CompressSettings, cli, compress, read
 from quasitile.progress import set_quiet
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for what tests start; some fork, which OpenMP's threads don't survive
+torch.set_num_threads(1)
 set_quiet(True)
 
 # Where two ways to compute the same thing may differ, and by how much.
@@ -167,3 +169,19 @@ def refused(result, *parts):
     assert len(lines) == 1
     for part in parts:
         assert part in lines[0]
+
+
+def plainly_compressed(model, out, text, size):
+    """A model folder as training likes it: a residual without a trellis, each layer coded behind layers as they were."""
+    calibration = {"num_windows": 6, "num_tokens": 32, "propagate": "original"}
+    settings = {"size": size, "trellis": 1, "tiling": {"short": 16}, "calibration": calibration, "workers": 1}
+    compress(model, out, text=text, settings=CompressSettings.model_validate(settings))
+    return out
+
+
+def read_paper(folder, paper):
+    """The reading folder of one paper in Markdown."""
+    (folder / "papers").mkdir()
+    (folder / "papers" / "film.md").write_text(paper)
+    read(folder / "papers", folder / "reading")
+    return folder / "reading"

@@ -6,8 +6,9 @@ import sys
 
 import pytest
 import torch
+from tests.conftest import plainly_compressed, read_paper
 
-from quasitile import AdaptSettings, InputError, adapt, compress, load_model, read
+from quasitile import AdaptSettings, InputError, adapt, load_model
 from quasitile.adapt.curriculum import ORDERS, Lesson, read_lessons, rounds, spread
 from quasitile.adapt.examples import IGNORED, answer_tokens, padded
 from quasitile.adapt.reader import open_reader, prepare
@@ -15,7 +16,6 @@ from quasitile.adapt.select import SELECTIONS, gradient_powers, rank_blocks, usa
 from quasitile.adapt.train import Course, costs_too_much, replay_pressure
 from quasitile.align.losses import language_model_nats
 from quasitile.checkpoint import stored_bytes
-from quasitile.compress import CompressSettings
 from quasitile.runtime import tiled_matrices
 
 PAPER = """# Oxide films
@@ -34,20 +34,12 @@ The thermal conductivity of the film is 2.5 W/(m K).
 
 @pytest.fixture(scope="module")
 def reading(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("reading")
-    (folder / "papers").mkdir()
-    (folder / "papers" / "film.md").write_text(PAPER)
-    read(folder / "papers", folder / "reading")
-    return folder / "reading"
+    return read_paper(tmp_path_factory.mktemp("reading"), PAPER)
 
 
 @pytest.fixture(scope="module")
 def compressed(tmp_path_factory, model_folder, text_file):
-    out = tmp_path_factory.mktemp("adapt") / "compressed"
-    calibration = {"num_windows": 6, "num_tokens": 32, "propagate": "original"}
-    settings = {"size": "60%", "trellis": 1, "tiling": {"short": 16}, "calibration": calibration, "workers": 1}
-    compress(model_folder, out, text=text_file, settings=CompressSettings.model_validate(settings))
-    return out
+    return plainly_compressed(model_folder, tmp_path_factory.mktemp("adapt") / "compressed", text_file, "60%")
 
 
 def settings(**changes):

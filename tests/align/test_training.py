@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from tests.conftest import plainly_compressed
 
 from quasitile import AlignSettings, InputError, RecordSettings, align, compress, load_model, record
 from quasitile.align import train as training
@@ -28,11 +29,7 @@ MODEL = "model-00001-of-00001.safetensors"
 @pytest.fixture(scope="module")
 def compressed(tmp_path_factory, model_folder, text_file):
     """At 2 bits, without a trellis."""
-    out = tmp_path_factory.mktemp("training") / "compressed"
-    calibration = {"num_windows": 6, "num_tokens": 32, "propagate": "original"}
-    settings = {"size": "15%", "trellis": 1, "tiling": {"short": 16}, "calibration": calibration, "workers": 1}
-    compress(model_folder, out, text=text_file, settings=CompressSettings.model_validate(settings))
-    return out
+    return plainly_compressed(model_folder, tmp_path_factory.mktemp("training") / "compressed", text_file, "15%")
 
 
 @pytest.fixture(scope="module")

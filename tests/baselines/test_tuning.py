@@ -4,8 +4,9 @@ import json
 
 import pytest
 import torch
+from tests.conftest import plainly_compressed, read_paper
 
-from quasitile import CompressSettings, TuneSettings, compress, load_model, read, tune
+from quasitile import TuneSettings, load_model, tune
 from quasitile.adapt.curriculum import read_lessons
 from quasitile.adapt.examples import IGNORED
 from quasitile.baselines.lora import add_lora
@@ -27,20 +28,12 @@ Grain growth is the increase of the size of crystals. The thermal conductivity o
 
 @pytest.fixture(scope="module")
 def reading(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("reading")
-    (folder / "papers").mkdir()
-    (folder / "papers" / "film.md").write_text(PAPER)
-    read(folder / "papers", folder / "reading")
-    return folder / "reading"
+    return read_paper(tmp_path_factory.mktemp("reading"), PAPER)
 
 
 @pytest.fixture(scope="module")
 def compressed(tmp_path_factory, model_folder, text_file):
-    out = tmp_path_factory.mktemp("tune") / "compressed"
-    calibration = {"num_windows": 6, "num_tokens": 32, "propagate": "original"}
-    settings = {"size": "60%", "trellis": 1, "tiling": {"short": 16}, "calibration": calibration, "workers": 1}
-    compress(model_folder, out, text=text_file, settings=CompressSettings.model_validate(settings))
-    return out
+    return plainly_compressed(model_folder, tmp_path_factory.mktemp("tune") / "compressed", text_file, "60%")
 
 
 def settings(**changes):

@@ -4,26 +4,15 @@ import constriction
 import numpy as np
 import pytest
 import torch
+from tests.codec.test_entropy import quantisers_of
 
 from quasitile.codec import entropy, gaussian
 from quasitile.codec.block import Tile, Tiling, row_bands
 from quasitile.codec.dequantise import dequantise
 from quasitile.codec.entropy import Statistics, decode_tile, decode_tiles, encode_tile
 from quasitile.codec.factors import scale_values
-from quasitile.codec.machine import machine
 from quasitile.codec.payload import FACTORS, models, spread_values
 from quasitile.codec.tiling import TILINGS
-
-
-def path(codes, num_states):
-    """Quantisers of codes, code by code."""
-    quantisers = np.zeros(codes.shape, np.uint8)
-    for row, chosen in zip(codes, quantisers, strict=True):
-        state = 0
-        for j in reversed(range(len(row))):
-            chosen[j] = state % 2
-            state = machine(num_states).following[state, row[j] % 2]
-    return quantisers
 
 
 def streams(tiling, num_states, spread, seed=0):
@@ -37,7 +26,7 @@ def streams(tiling, num_states, spread, seed=0):
     for tile in (tile for band in row_bands(tiling) for tile in band):
         codes = np.rint(rng.standard_t(2, tile.shape) * spread).astype(np.int32)
         inner = statistics.levels(tile.rows, tile.columns)
-        parts.append((*encode_tile(codes, path(codes, num_states), inner, 2), inner))
+        parts.append((*encode_tile(codes, quantisers_of(codes, num_states), inner, 2), inner))
         corners.append([tile.row_start, tile.row_stop, tile.column_start, tile.column_stop])
     stream = np.concatenate([np.concatenate([words, escapes.view(np.uint32)]) for words, escapes, _ in parts])
     sizes = (np.array([len(part[place]) for part in parts], np.int64) for place in (0, 1))

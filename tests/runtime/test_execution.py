@@ -1,5 +1,7 @@
 """Three ways to compute with a coded matrix give the same, and hold what they say."""
 
+import multiprocessing
+
 import pytest
 import torch
 from tests.runtime.models import TOKENS, stored_folder
@@ -85,6 +87,17 @@ def test_threads_and_chunks_change_nothing(num_threads, monkeypatch):
     matrix = TiledMatrix.from_coded(given)
     assert len(decoding.chunks(matrix.opened())) > 3
     check_alike(matrix, decode_matrix(given))
+
+
+def test_a_forked_process_decodes_in_threads_of_its_own(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    items = range(20)
+    assert list(decoding.in_threads(str, items)) == [str(item) for item in items]
+    process = multiprocessing.get_context("fork").Process(target=lambda: list(decoding.in_threads(str, items)))
+    process.start()
+    process.join(60)
+    process.kill()
+    assert process.exitcode == 0
 
 
 def test_tiles_decode_one_band_at_a_time_as_all_at_once():

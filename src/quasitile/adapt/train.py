@@ -16,6 +16,7 @@ from quasitile.adapt.teach import teach
 from quasitile.align.state import State
 from quasitile.align.steps import batch_kept, held_out_nats
 from quasitile.checkpoint import stored_bytes
+from quasitile.checkpoint.shards import INDEX, checksum
 from quasitile.compress.refit import pack_within
 from quasitile.errors import InputError
 from quasitile.evaluate.answers import answer_report, ask
@@ -70,7 +71,8 @@ def adapt(
     inputs = {"model": model, "reading": reading, "teacher": teacher, "text": text}
     resume = settings.save_every > 0
     with batch_kept(out), stage_folder(out, "adapt", settings, settings.seed, resume=resume, **inputs) as stage:
-        course = read_sections(reader, lessons, stage, inputs)
+        contents = [checksum(Path(folder) / file) for folder, file in ((reading, "questions.jsonl"), (model, INDEX))]
+        course = read_sections(reader, lessons, stage, {**inputs, "contents": contents})
         factor = pack_within(reader.model, limit)
         after = held_out_nats(reader.model, reader.watched)
         save_model(reader.model, reader.tokenizer, stage.path)

@@ -94,7 +94,10 @@ def compress_from_shards(
     """
     workers = settings.workers or len(os.sched_getaffinity(0))
     inputs = {"model": model, "text": text}
-    with fan_out(workers, settings.ray) as run, stage_folder(out, "compress", settings, settings.seed, True, **inputs) as stage:
+    with (
+        fan_out(workers, settings.ray) as run,
+        stage_folder(out, "compress", settings, settings.seed, resume=True, **inputs) as stage,
+    ):
         _compress(model, text, settings, coding_for, run, stage)
         shutil.rmtree(stage.path / WORK)
     say(f"  {human_bytes(stage.summary['original_bytes'])} in bf16 -> {human_bytes(stage.summary['stored_bytes'])}")

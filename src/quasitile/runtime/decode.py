@@ -5,6 +5,7 @@ M rows, N columns.
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -37,6 +38,9 @@ def named(name: str) -> Iterator[None]:
 @cache
 def _pool(num_threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(num_threads, "decode")
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)  # a forked process has the pool, but not its threads
 
 
 def in_threads(decode, items: Iterable) -> Iterator[Tensor]:
