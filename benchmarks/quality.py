@@ -35,6 +35,7 @@ VARIATIONS: dict[str, dict[str, Any]] = {
     **{f"factors, {tiling}": factors(tiling) for tiling in TILINGS},
     **{f"factors, penrose, {transform}": factors("penrose", transform) for transform in TRANSFORMS},
     "factors, whole matrix, identity": factors("whole", "identity"),
+    **{f"factors, {tiling}, {order}": {**factors(tiling), "order": order} for tiling in TILINGS for order in ORDERS},
     **{f"residual, {tiling}": {"tiling": {"name": tiling}} for tiling in TILINGS},
     **{f"residual in {transform}": {"residual": transform} for transform in TRANSFORMS},
     "residual, 32 states": {"trellis": 32},

@@ -164,6 +164,18 @@ def loaded(variant: str, made: dict[str, Path]) -> Any:
         return AutoModelForCausalLM.from_pretrained(str(made[size.replace("_", " ")]), dtype=torch.bfloat16)
 
 
+def tensor_bytes(model: Any) -> int:
+    """Bytes of all tensors that a model holds; torchao's are made of several."""
+    from quasitile.runtime import resident_bytes
+
+    made = [p for p in model.parameters() if hasattr(p, "__tensor_flatten__")]
+    if not made:
+        return resident_bytes(model)
+    plain = {id(p): p.nbytes for p in [*model.parameters(), *model.buffers()] if not hasattr(p, "__tensor_flatten__")}
+    parts = {id(p): sum(getattr(p, name).nbytes for name in p.__tensor_flatten__()[0]) for p in made}
+    return sum({**plain, **parts}.values())
+
+
 @torch.inference_mode()
 def measure(variant: str, made: dict[str, Path], repeats: int, clock: bool) -> dict[str, Any]:
     """One variant, in this process."""
@@ -192,9 +204,7 @@ def measure(variant: str, made: dict[str, Path], repeats: int, clock: bool) -> d
             prefill.append(PREFILL / (middle - started))
             decode.append(steps / (ended - middle))
     gc.collect()
-    from quasitile.runtime import resident_bytes
-
-    resident_now, tensor_bytes = resident() - before, resident_bytes(model)
+    resident_now, held = resident() - before, tensor_bytes(model)
     del model, out
     gc.collect()
     started = now()
@@ -206,7 +216,7 @@ def measure(variant: str, made: dict[str, Path], repeats: int, clock: bool) -> d
         "load_seconds": load,
         "load_again_seconds": again,
         "resident_bytes": resident_now,
-        "tensor_bytes": tensor_bytes,
+        "tensor_bytes": held,
         "prefill": prefill,
         "decode": decode,
     }

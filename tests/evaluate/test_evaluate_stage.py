@@ -6,6 +6,7 @@ from pydantic import ValidationError
 
 from quasitile.errors import InputError
 from quasitile.evaluate import EvaluateSettings, evaluate
+from quasitile.evaluate.battery import read_battery
 
 SMALL = EvaluateSettings(
     length=64, general_tokens=200, domain_tokens=150, divergence_tokens=100, num_questions=3, num_open_questions=2,
@@ -180,3 +181,28 @@ def test_bad_rows_are_named(folders, data, tmp_path, argument, text, message):
 def test_unknown_settings_fail():
     with pytest.raises(ValidationError):
         EvaluateSettings.model_validate({"num_question": 3})
+
+
+def test_questions_as_taught_are_about_the_sections_that_were_read(tmp_path, make_question):
+    reading, adapted = tmp_path / "reading", tmp_path / "adapted"
+    reading.mkdir()
+    adapted.mkdir()
+    sections = [{"document": name, "section": n, "title": "", "text": "It is 1 eV."} for name in "ab" for n in range(5)]
+    questions = [
+        make_question(f"Gap {n} of {name}?", "1 eV", split=split, document=name, section=n)
+        for name, split in (("a", "train"), ("a", "phrasing"), ("b", "test"))
+        for n in range(5)
+    ]
+    for file, rows in (("sections", [{**row, "split": "train"} for row in sections]), ("questions", questions)):
+        (reading / f"{file}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def asked(lines):
+        (adapted / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        records = read_battery(EvaluateSettings(num_questions=5), reading=reading, adapted=adapted).questions
+        return [(record["metadata"]["split"], record["metadata"]["section"]) for record in records]
+
+    held_out, everything = [("test", n) for n in range(5)], range(5)
+    read = [{"step": 1, "document": "a", "section": 3}, {"step": 2, "document": "a", "section": 1}]
+    assert asked(read) == [(split, n) for split in ("train", "phrasing") for n in (1, 3)] + held_out
+    for other in ([{"step": 1, "loss": 0.1}], [{"step": 1, "document": "z", "section": 1}]):
+        assert asked(other) == [(split, n) for split in ("train", "phrasing") for n in everything] + held_out

@@ -40,8 +40,11 @@ def read_battery(
     settings: EvaluateSettings, *, reading: str | Path | None = None, general: str | Path | None = None,
     domain: str | Path | None = None, entities: str | Path | Sequence[str | Path] | None = None,
     properties: str | Path | None = None, choices: str | Path | Mapping[str, str | Path] | None = None,
+    adapted: str | Path | None = None,
 ) -> Battery:  # fmt: skip
     """Read the data that was given and sample it by the settings' seed and limits.
+
+    With `adapted`, a folder that `adapt` wrote, facts of training papers are asked from the sections it has read.
 
     Raises:
         InputError: A file is missing or is not as described in `docs/data.md`.
@@ -52,7 +55,8 @@ def read_battery(
     if domain is not None:
         battery.domain = read_texts(domain)
     if reading is not None:
-        _add_reading(battery, Path(reading), settings, with_domain=domain is None)
+        taught = sections_read(adapted) if adapted is not None else set()
+        _add_reading(battery, Path(reading), settings, taught, with_domain=domain is None)
     sets = choices if isinstance(choices, Mapping) else {} if choices is None else {"general": choices}
     for name, path in sets.items():
         battery.choices[name] = sample(read_choices(path, settings.seed), settings.num_choices, settings.seed)
@@ -97,7 +101,21 @@ def running_text(sections: Sequence[Mapping[str, Any]]) -> str:
     return "\n\n".join(part for section in sections for part in (section.get("title", ""), section["text"]) if part)
 
 
-def _add_reading(battery: Battery, reading: Path, settings: EvaluateSettings, with_domain: bool) -> None:
+def sections_read(adapted: str | Path) -> set[tuple[str, int]]:
+    """Document and number of every section that a model was taught, by the metrics beside it; none without them."""
+    metrics = Path(adapted) / "metrics.jsonl"
+    rows = read_jsonl(metrics) if metrics.is_file() else []
+    return {(row["document"], row["section"]) for row in rows if "section" in row}
+
+
+def place_of(record: dict[str, Any]) -> tuple[str, int]:
+    """Document and number of a question's section."""
+    return record["metadata"]["document"], record["metadata"]["section"]
+
+
+def _add_reading(
+    battery: Battery, reading: Path, settings: EvaluateSettings, taught: set[tuple[str, int]], with_domain: bool
+) -> None:
     """Take the questions, their contexts, choices and (if wanted) held-out text from a reading folder."""
     sections = read_jsonl(reading / "sections.jsonl")
     questions = read_jsonl(reading / "questions.jsonl")
@@ -110,14 +128,14 @@ def _add_reading(battery: Battery, reading: Path, settings: EvaluateSettings, wi
     texts = {(section["document"], section["section"]): section["text"] for section in sections}
     for split in SPLITS:
         asked = [record for record in questions if record["metadata"]["split"] == split]
+        asked = [record for record in asked if place_of(record) in taught] or asked
         asked = sample(asked, settings.num_questions, settings.seed)
         battery.questions += asked
         battery.open_questions += sample(asked, settings.num_open_questions, settings.seed)
     for record in battery.open_questions:
-        place = record["metadata"]["document"], record["metadata"]["section"]
-        if place not in texts:
+        if place_of(record) not in texts:
             raise InputError(f"{reading / 'questions.jsonl'}: {record['metadata']['id']} has no section; run `read` again")
-        battery.contexts.append(texts[place])
+        battery.contexts.append(texts[place_of(record)])
     unseen = [record for record in questions if record["metadata"]["split"] != "train"] or questions
     unseen = sample(unseen, 4 * settings.num_choices, settings.seed)  # not every question makes an item
     items = choices_from_questions(unseen, settings.seed, pool=questions)

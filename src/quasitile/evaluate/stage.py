@@ -31,7 +31,8 @@ def evaluate(
     Args:
         models: A model folder or hub name for each of `original`, `compressed`, `aligned`, `adapted` that there is.
         out: The folder to make.
-        reading: A reading folder: questions, and its held-out documents where `domain` is not given.
+        reading: A reading folder: questions, and its held-out documents where `domain` is not given. Where `adapted` says
+            which sections it has read, questions on training papers are about those.
         general: Held-out general text, `.txt` or JSON lines with `text`.
         domain: Held-out text of the field, likewise, or with `sections`.
         entities: A CoNLL file split by the reading's documents, or one to learn from and one to test on.
@@ -48,8 +49,9 @@ def evaluate(
     settings = settings or EvaluateSettings()
     check_models(models)
     battery = read_battery(
-        settings, reading=reading, general=general, domain=domain, entities=entities, properties=properties, choices=choices
-    )
+        settings, reading=reading, general=general, domain=domain, entities=entities, properties=properties,
+        choices=choices, adapted=models.get("adapted"),
+    )  # fmt: skip
     inputs = {"models": dict(models), "reading": reading, "general": general, "domain": domain, "entities": entities,
               "properties": properties, "choices": choices}  # fmt: skip
     with stage_folder(out, "evaluate", settings, seed=settings.seed, **inputs) as stage:
