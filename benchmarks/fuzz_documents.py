@@ -133,12 +133,20 @@ def mutated(generator: random.Random, suffix: str) -> bytes:
 def minimal_pdf() -> bytes:
     """One page with two lines."""
     drawn = "BT /F1 14 Tf 50 700 Td (1 Introduction) Tj ET\nBT /F1 10 Tf 50 680 Td (A garnet is a mineral.) Tj ET\n"
-    return (
-        "%PDF-1.4\n1 0 obj\n<< /Type /Catalog /Pages 2 0 R >>\nendobj\n2 0 obj\n<< /Type /Pages /Kids [3 0 R] /Count 1 >>\nendobj\n"
-        "3 0 obj\n<< /Type /Page /Parent 2 0 R /MediaBox [0 0 600 800] /Contents 4 0 R /Resources << /Font << /F1 << /Type /Font "
-        f"/Subtype /Type1 /BaseFont /Times >> >> >> >>\nendobj\n4 0 obj\n<< /Length {len(drawn)} >>\nstream\n{drawn}endstream\nendobj\n"
-        "trailer << /Size 5 /Root 1 0 R >>\n%%EOF"
-    ).encode()
+    objects = (
+        "<< /Type /Catalog /Pages 2 0 R >>",
+        "<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
+        "<< /Type /Page /Parent 2 0 R /MediaBox [0 0 600 800] /Contents 4 0 R /Resources << /Font << /F1 << /Type /Font "
+        "/Subtype /Type1 /BaseFont /Times-Roman >> >> >> >>",
+        f"<< /Length {len(drawn)} >>\nstream\n{drawn}endstream",
+    )
+    text, places = "%PDF-1.4\n", []
+    for number, content in enumerate(objects, 1):
+        places.append(len(text))
+        text += f"{number} 0 obj\n{content}\nendobj\n"
+    entries = "".join(f"{place:010} 00000 n \n" for place in places)
+    table = f"xref\n0 {len(objects) + 1}\n0000000000 65535 f \n{entries}trailer\n<< /Size {len(objects) + 1} /Root 1 0 R >>\n"
+    return f"{text}{table}startxref\n{len(text)}\n%%EOF\n".encode()
 
 
 assert set(SEEDS) <= set(READERS)

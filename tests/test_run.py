@@ -14,7 +14,7 @@ import yaml
 import quasitile
 from quasitile import InputError, load_model, load_recipe, run
 from quasitile.checkpoint import stored_bytes
-from quasitile.run import stage_calls
+from quasitile.run import ready_to_learn, stage_calls
 
 PAPER = """# {title}
 
@@ -83,6 +83,13 @@ def test_a_run_leaves_what_is_documented(finished):
         provenance["versions"]["torch"] == torch.__version__.split("+")[0]
         or provenance["versions"]["torch"] == torch.__version__
     )
+
+
+def test_what_will_learn_lies_on_no_trellis_unless_the_recipe_says_so(finished, recipe_file):
+    out, _ = finished
+    assert yaml.safe_load((out / "compressed" / "recipe.yaml").read_text())["trellis"] == 1
+    assert ready_to_learn(load_recipe(recipe_file)).compress.trellis == 1
+    assert ready_to_learn(load_recipe(recipe_file, ["compress.trellis=8"])).compress.trellis == 8
 
 
 def test_every_model_is_measured(finished):
@@ -173,7 +180,7 @@ def test_a_killed_run_goes_on_where_it_stopped(finished, recipe_file, tmp_path):
     assert process.returncode == 0
     file = "model-00001-of-00001.safetensors"
     assert (out / "adapted" / file).read_bytes() == (finished[0] / "adapted" / file).read_bytes()
-    assert load_recipe(out / "recipe.yaml") == load_recipe(recipe_file)
+    assert load_recipe(out / "recipe.yaml") == ready_to_learn(load_recipe(recipe_file))
 
 
 def test_the_public_functions_are_the_commands():

@@ -59,7 +59,7 @@ def run(recipe: str | Path | Recipe | None = None, out: str | Path = "run", *, o
     Raises:
         InputError: Something the recipe names cannot be used, or `out` belongs to another recipe.
     """
-    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
+    recipe = ready_to_learn(recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides))
     out = Path(out)
     inputs = check_inputs(recipe)
     claim(out, recipe)
@@ -75,6 +75,13 @@ def run(recipe: str | Path | Recipe | None = None, out: str | Path = "run", *, o
     summary = summarise(recipe, out, list(calls), time.monotonic() - started)
     report(out)
     return summary
+
+
+def ready_to_learn(recipe: Recipe) -> Recipe:
+    """Without a trellis unless the recipe asks for one: storing puts trained codes back on it, which undoes small changes."""
+    if "trellis" in recipe.compress.model_fields_set:
+        return recipe
+    return recipe.model_copy(update={"compress": recipe.compress.model_copy(update={"trellis": 1})})
 
 
 def check_inputs(recipe: Recipe) -> tuple[str, str]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tests.conftest import plainly_compressed, read_paper
 
-from quasitile import AdaptSettings, InputError, adapt, load_model
+from quasitile import AdaptSettings, CompressSettings, InputError, adapt, compress, load_model
 from quasitile.adapt.curriculum import ORDERS, Lesson, read_lessons, rounds, spread
 from quasitile.adapt.examples import IGNORED, answer_tokens, padded
 from quasitile.adapt.reader import open_reader, prepare
@@ -16,7 +16,7 @@ from quasitile.adapt.select import SELECTIONS, gradient_powers, rank_blocks, usa
 from quasitile.adapt.train import Course, costs_too_much, replay_pressure
 from quasitile.align.losses import language_model_nats
 from quasitile.checkpoint import stored_bytes
-from quasitile.runtime import tiled_matrices
+from quasitile.runtime import load_trainable, tiled_matrices
 
 PAPER = """# Oxide films
 
@@ -44,6 +44,7 @@ def compressed(tmp_path_factory, model_folder, text_file):
 
 def settings(**changes):
     base = {
+        "order": "reading",
         "steps_per_section": 3,
         "text_tokens": 48,
         "replay_windows": 2,
@@ -70,6 +71,21 @@ def test_questions_are_learned_within_the_same_bytes(compressed, reading, text_f
         0
     ].keys()
     load_model(tmp_path / "out")
+    assert summary["answers_learned_nats"] < 0.8 * rows[0]["loss_nats"]
+    assert summary["answers_stored_nats"] == pytest.approx(summary["answers_learned_nats"], rel=0.1)
+
+
+def test_a_model_on_a_trellis_is_announced(compressed, text_file, model_folder, tmp_path, monkeypatch):
+    changes = {"size": "60%", "trellis": 4, "tiling": {"short": 16}, "calibration": {"num_windows": 6, "num_tokens": 32}}
+    chosen = CompressSettings.model_validate({**changes, "workers": 1})
+    compress(model_folder, tmp_path / "trellis", text=text_file, settings=chosen)
+    said = []
+    monkeypatch.setattr(sys.modules["quasitile.runtime.load"], "say", said.append)
+    load_trainable(compressed)
+    assert not said
+    load_trainable(tmp_path / "trellis")
+    assert len(said) == 1
+    assert "trellis=1" in said[0]
 
 
 def test_a_killed_reading_goes_on_to_the_same_curve_and_bytes(compressed, reading, text_file, tmp_path, monkeypatch):

@@ -49,10 +49,14 @@ class Reader:
         return torch.tensor(ids[start : start + limit])[None]
 
     @torch.no_grad()
+    def answer_nats(self, records: list[Record]) -> float:
+        """Nats a token of the right answers, without the text."""
+        tokens, mask, labels = self.batch(records)
+        return float(answer_loss(self.model(tokens, attention_mask=mask, use_cache=False).logits, labels))
+
     def difficulty(self, lesson: Lesson) -> float:
         """Nats a token of a section's answers, one question a fact."""
-        tokens, mask, labels = self.batch(lesson.asked(4))
-        return float(answer_loss(self.model(tokens, attention_mask=mask, use_cache=False).logits, labels))
+        return self.answer_nats(lesson.asked(4))
 
     def weigh(self, text: Tensor, records: list[Record]) -> list[float]:
         """What each block counts for a section, as `select` measures it: its use, or its gradient."""

@@ -14,7 +14,7 @@ from quasitile.settings import Settings
 class AdaptSettings(Settings):
     """How sections are read."""
 
-    order: Literal[*ORDERS] = "reading"  # type: ignore[valid-type]
+    order: Literal[*ORDERS] = "cyclic"  # type: ignore[valid-type]
     rounds: int = Field(default=1, ge=1, description="times the corpus is read from the first section to the last")
     steps_per_section: int = Field(default=4, ge=1)
     max_sections: int = Field(default=0, ge=0, description="read only so many, evenly spread; 0 for all")

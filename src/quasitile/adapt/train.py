@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from quasitile.adapt.curriculum import ORDERS, Lesson, Record, Visit, read_lessons, rounds, spread
-from quasitile.adapt.reader import Reader, open_reader, prepare
+from quasitile.adapt.reader import Reader, draw, open_reader, prepare
 from quasitile.adapt.settings import AdaptSettings
 from quasitile.adapt.teach import teach
 from quasitile.align.state import State
@@ -24,6 +24,7 @@ from quasitile.folders import Stage, read_json, stage_folder, write_jsonl
 from quasitile.progress import Meter, say
 from quasitile.runtime import is_compressed, save_model, tiled_matrices
 
+MOST_RECALLED = 32  # questions whose answers are looked at before and after storing
 LEAST_SHARE = 0.25  # of what a section taught, below which it is undone
 
 
@@ -73,8 +74,10 @@ def adapt(
     with batch_kept(out), stage_folder(out, "adapt", settings, settings.seed, resume=resume, **inputs) as stage:
         contents = [checksum(Path(folder) / file) for folder, file in ((reading, "questions.jsonl"), (model, INDEX))]
         course = read_sections(reader, lessons, stage, {**inputs, "contents": contents})
+        taught = draw(list(course.taught.values()), MOST_RECALLED, reader.rng)
+        learned = reader.answer_nats(taught)
         factor = pack_within(reader.model, limit)
-        after = held_out_nats(reader.model, reader.watched)
+        after, recalled = held_out_nats(reader.model, reader.watched), reader.answer_nats(taught)
         save_model(reader.model, reader.tokenizer, stage.path)
         write_jsonl(stage.path / "answers.jsonl", course.answers)
         source = Path(model) / "summary.json"
@@ -88,12 +91,15 @@ def adapt(
             "num_undone": course.num_undone,
             "general_before_nats": course.before,
             "general_after_nats": after,
+            "answers_learned_nats": learned,
+            "answers_stored_nats": recalled,
             "step_factor": factor,
         }
     say(
         f"  {len(lessons)} sections read, {course.num_undone} undone; "
         f"general loss {course.before:.3f} -> {after:.3f} nats a token"
     )
+    say(f"  answers that were taught: {learned:.3f} nats a token as learned, {recalled:.3f} as stored")
     return stage.summary
 
 

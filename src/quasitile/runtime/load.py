@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 
 from quasitile.checkpoint.shards import read_remainders, tensor_headers, weight_files, write_remainders, write_shards
 from quasitile.errors import InputError
+from quasitile.progress import say
 from quasitile.runtime.execution import execution as executing
 from quasitile.runtime.layers import compressible_layers
 from quasitile.runtime.linear import TiledMatrix, tiled_matrices
@@ -225,11 +226,16 @@ def load_trainable(model: str | Path) -> tuple[Any, Any]:
     """
     loaded, tokenizer = load_model(model)
     remainders = read_remainders(model)
+    num_states = 1
     for name, matrix in tiled_matrices(loaded).items():
+        coded = matrix.coded()
+        num_states = max(num_states, coded.num_states)
         matrix.remainders = remainders.get(name)
-        size = sum(block.num_codes for block in matrix.coded().blocks)
+        size = sum(block.num_codes for block in coded.blocks)
         if matrix.remainders is not None and matrix.remainders.shape != (size,):
             raise InputError(f"{model}: the remainders of {name} do not fit its blocks; delete remainders.safetensors")
+    if num_states > 1:
+        say(f"  {model} lies on a trellis: storing undoes small changes; `compress --set trellis=1` makes a model that learns")
     return loaded, tokenizer
 
 
