@@ -195,6 +195,16 @@ def test_a_streamed_model_is_looked_at_as_well(broken, tokenizer, refuses, tmp_p
     refuses(broken, NAME, "I8", "which cannot be compressed", **streamed)
 
 
+@pytest.mark.parametrize("stream", ["no", "yes"])
+def test_tiles_too_large_for_their_transform(refuses, tokenizer, tmp_path, stream):
+    """A whole embedding as one tile would need a basis of its height squared."""
+    tiny_llama(5000).save_pretrained(tmp_path / "wide")
+    tokenizer.save_pretrained(tmp_path / "wide")
+    more = [f"calibration.stream={stream}", "residual=none", "tiling.name=whole", "trellis=1"]
+    parts = ("model.embed_tokens", "tiling.name=whole", "too large for the transform dct: a side of 5000", "identity")
+    refuses(tmp_path / "wide", *parts, more=[part for change in more for part in ("--set", change)])
+
+
 def test_no_text_at_all_is_a_usage_error(model_folder, quasitile, tmp_path):
     status, _ = quasitile("compress", model_folder, tmp_path / "out")
     assert status == 2

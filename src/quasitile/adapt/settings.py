@@ -16,27 +16,27 @@ class AdaptSettings(Settings):
 
     order: Literal[*ORDERS] = "cyclic"  # type: ignore[valid-type]
     rounds: int = Field(default=1, ge=1, description="times the corpus is read from the first section to the last")
-    steps_per_section: int = Field(default=4, ge=1)
+    steps_per_section: int = Field(default=8, ge=1)
     max_sections: int = Field(default=0, ge=0, description="read only so many, evenly spread; 0 for all")
     trains: Literal[*PARTS] = Field(default="all", description="of a block: also only its factors' spectra or its residual")  # type: ignore[valid-type]
     num_asked: int = Field(default=3, ge=0, description="questions the model is asked before it is taught a section")
     num_questions: int = Field(default=16, ge=1, description="of the section in a gradient step, all phrasings counted")
     num_revisited: int = Field(default=16, ge=0, description="of earlier sections in a gradient step")
     trace: Literal["none", "before", "after"] = Field(default="none", description="where the reasoning trace is trained")
-    text_weight: float = Field(default=0.5, ge=0, description="of the section's own text")
+    text_weight: float = Field(default=0.25, ge=0, description="of the section's own text")
     text_tokens: int = Field(default=256, ge=2, description="of the section's text in a step")
     replay_weight: float = Field(default=1.0, ge=0, description="of staying close to the teacher on general text")
     replay_windows: int = Field(default=4, ge=0, description="of general text in a step")
     replay_tokens: int = Field(default=128, ge=2, description="a window")
     select: Literal[*SELECTIONS] = "usage"  # type: ignore[valid-type]
     select_share: float = Field(default=0.5, gt=0, le=1, description="of the blocks that learn from a section")
-    learning_rate: float = Field(default=0.05, gt=0, description="rounding steps a step of Adam")
+    learning_rate: float = Field(default=0.01, gt=0, description="rounding steps a step of Adam")
     jitter: float = Field(
         default=0.45, ge=0, lt=0.5, description="how far coefficients start from their whole numbers, at random"
     )
-    gate_nats: float = Field(default=0.05, gt=0, description="a section that costs more general loss than this is undone")
+    gate_nats: float = Field(default=0.02, gt=0, description="a section that costs more general loss than this is undone")
     forget_nats: float = Field(
-        default=0.1, gt=0, description="what the whole reading may cost; replay weighs more the more is used up"
+        default=0.02, gt=0, description="what the whole reading may cost; replay weighs more the more is used up"
     )
     gate_windows: int = Field(default=8, ge=1, description="of general text that the gate watches")
     save_every: int = Field(default=20, ge=0, description="sections between states that a stopped run goes on from; 0 for none")

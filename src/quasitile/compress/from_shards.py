@@ -15,6 +15,7 @@ from quasitile.checkpoint.shards import checksum, weight_files
 from quasitile.codec.coding import Coding
 from quasitile.compress.fanout import fan_out
 from quasitile.compress.journal import Journal
+from quasitile.compress.layout import check_tiles
 from quasitile.compress.numbers import number_share
 from quasitile.compress.outofcore import Amounts, OutOfCore, stored_as
 from quasitile.compress.picture import layout
@@ -112,6 +113,7 @@ def _compress(model: Path, text: Path, settings: CompressSettings, coding_for: C
     check_tensors(model)
     skeleton = Skeleton(model)
     check_kind(skeleton.model, model)
+    check_tiles({name: tuple(place.weight.shape) for name, place in skeleton.layers.items()}, settings)
     amount = settings.calibration
     identity = identity_of(model)
     texts = read_texts(text)

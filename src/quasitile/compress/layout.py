@@ -1,12 +1,14 @@
-"""Where a hierarchical tiling is deflated: only where smaller tiles lower the damage by more than their bytes are worth.
+"""Whether tiles suit their matrices, and where a hierarchical tiling is deflated.
 
-Bytes and damage are exchanged as everywhere else: at the rounding step that the size allows, a bit
-is worth `step^2 ln(2) / 6` of squared error in the scaled domain (docs/mathematics.md).
+It is deflated where smaller tiles lower the damage by more than their bytes are worth. Bytes and damage are exchanged as
+everywhere else: at the rounding step that the size allows, a bit is worth `step^2 ln(2) / 6` of squared error in the
+scaled domain (docs/mathematics.md).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -16,10 +18,38 @@ from quasitile.codec.block import Tile
 from quasitile.codec.coding import Coding
 from quasitile.codec.factors import kept_rank, rounded_normal_bits, whitened_svd
 from quasitile.codec.matrix import Scaled, scaled
-from quasitile.codec.tiling import hierarchical
+from quasitile.codec.payload import check_bases
+from quasitile.codec.tiling import TILINGS, hierarchical
 from quasitile.compress.allocate import Job, first_step, in_threads
+from quasitile.compress.settings import CompressSettings
+from quasitile.errors import InputError
 
 BITS_OF_TILE = 96  # its corners, rank and length of stream
+
+
+def check_tiles(shapes: Mapping[str, tuple[int, ...]], settings: CompressSettings) -> None:
+    """Refuse tiles whose transforms no reader would accept, before anything is computed.
+
+    Args:
+        shapes: Of the matrices by name; those with a structure, or of modules made narrower, have others and are not looked at.
+        settings: Their tiling and transforms.
+
+    Raises:
+        InputError: A tile's side is too long for a transform's basis.
+    """
+    if settings.structure != "none" or settings.modules != "none" or not settings.transforms - {"identity"}:
+        return
+    seen = set()
+    for name, shape in shapes.items():
+        if shape in seen:
+            continue
+        seen.add(shape)
+        num_rows, num_columns = shape
+        tiling = TILINGS[settings.tiling.name](num_rows, num_columns, settings.tiling.short, settings.tiling.seed)
+        try:
+            check_bases(tiling, settings.transforms)
+        except ValueError as error:
+            raise InputError(f"{name}, tiling.name={settings.tiling.name}: {error}") from error
 
 
 def deflate_where_it_pays(jobs: list[Job], coding: Coding, num_bytes: float, short: int, seed: int, workers: int) -> list[Job]:

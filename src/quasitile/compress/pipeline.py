@@ -18,7 +18,7 @@ from quasitile.compress.allocate import Coded, Job, allocate, describe_matrix
 from quasitile.compress.calibrate import Moments, calibrate
 from quasitile.compress.correct import code_in_order
 from quasitile.compress.from_shards import compress_from_shards, wants_stream
-from quasitile.compress.layout import deflate_where_it_pays
+from quasitile.compress.layout import check_tiles, deflate_where_it_pays
 from quasitile.compress.modular import MODULES
 from quasitile.compress.numbers import number_share, structure_for, with_share
 from quasitile.compress.order import reorder
@@ -79,6 +79,7 @@ def compress(
     num_parameters = sum(parameter.numel() for parameter in dense.parameters())
     original_bytes = num_parameters * BITS_OF_BF16 // 8
     target = parse_size(settings.size, original_bytes)
+    check_tiles({name: tuple(layer.weight.shape) for name, layer in layers.items()}, settings)
     with stage_folder(out, "compress", settings, settings.seed, model=model, text=text) as stage:
         amount = settings.calibration
         windows = token_windows(tokenizer, read_texts(text), amount.num_tokens, amount.num_windows, settings.seed)

@@ -135,10 +135,19 @@ class CompressSettings(Settings):
             raise ValueError(f"axes.kind={self.axes.kind} is for columns that make up for each other's loss; set a residual")
         return self
 
+    @property
+    def has_factors(self) -> bool:
+        """Whether tiles may have components."""
+        return bool(self.residual == "none" or self.max_rank or self.ranks == "share")
+
+    @property
+    def transforms(self) -> set[str]:
+        """Bases that stored numbers need."""
+        return ({self.spectrum.transform} if self.has_factors else set()) | ({self.residual} - {"none"})
+
     @model_validator(mode="after")
     def _factors_are_used(self) -> CompressSettings:
-        has_factors = self.residual == "none" or self.max_rank or self.ranks == "share"
-        if not has_factors and (self.factorise != "tile first" or self.svd == "randomised"):
+        if not self.has_factors and (self.factorise != "tile first" or self.svd == "randomised"):
             raise ValueError("factorise and svd are about factors; with a residual there are none unless you set a max_rank")
         if self.factorise == "factor first" and self.ranks != "priced":
             raise ValueError(f"ranks={self.ranks} is for factors of single tiles; set factorise to tile first")
