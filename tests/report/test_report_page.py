@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -208,3 +209,23 @@ def test_report_imports_only_the_base_of_the_package():
         names = re.findall(r"^(?:from|import) ([\w.]+)", module.read_text(encoding="utf-8"), re.M)
         assert all(name.split(".")[1] in allowed for name in names if name.startswith("quasitile."))
         assert "torch" not in names
+
+
+def test_rounds_are_told_and_averaged(full_run):
+    """Two sections in three turns: right from the second turn on."""
+    rows = [
+        {
+            "round": n,
+            "document": "a",
+            "section": s,
+            "general_nats": 3.0,
+            "asked": {"exact_match": float(n > 0), "num_questions": 1},
+        }
+        for n in range(3)
+        for s in range(2)
+    ]
+    (full_run / "adapted" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    page = page_of(full_run)
+    assert "through the papers 3 times" in page
+    assert "2 sections taught, 0 undone" in page
+    assert "Mean over 2 sections." in page

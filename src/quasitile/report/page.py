@@ -197,7 +197,9 @@ def splits_of(questions: list[dict[str, Any]]) -> str:
 def learning(run: Run) -> dict[str, Any]:
     """Answers before teaching, general loss with undone steps, and blocks trained, section by section."""
     rows = run.lines["adapted/metrics.jsonl"]
-    window = max(1, len(rows) // 20)
+    places = {(row.get("document"), row.get("section")) for row in rows}
+    num_rounds = 1 + max((int(row.get("round") or 0) for row in rows), default=0)
+    window = len(places) if num_rounds > 1 else max(1, len(rows) // 20)
     asked = [Line(label, css, _smoothed(rows, key, window)) for label, css, key in _SCORES]
     general = series(rows, "general_nats")
     undone = [
@@ -252,7 +254,8 @@ def learning(run: Run) -> dict[str, Any]:
     ]
     return {
         "figures": [figure for figure in figures if figure],
-        "num_sections": len(rows),
+        "num_sections": len(places),
+        "num_rounds": num_rounds,
         "num_undone": sum(bool(row.get("undone")) for row in rows),
         "asked": before_teaching(run),
     }
