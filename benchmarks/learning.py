@@ -59,6 +59,8 @@ OTHERS: dict[str, tuple[bool, dict[str, Any]]] = {
     "one pass, compressed": (True, {"train": "full"}),
     "raw text, compressed": (True, {"train": "full", "data": "text"}),
     "LoRA, compressed": (True, {"train": "lora", "learning_rate": 5e-3}),
+    "LoRA, compressed, rate 0.002": (True, {"train": "lora", "learning_rate": 2e-3}),
+    "LoRA, compressed, rate 0.001": (True, {"train": "lora", "learning_rate": 1e-3}),
     "LoRA, dense": (False, {"train": "lora", "learning_rate": 5e-3}),
     "LoRA on raw text, dense": (False, {"train": "lora", "data": "text", "learning_rate": 5e-3}),
     "full fine-tuning, dense": (False, {"train": "full", "learning_rate": 1e-3}),
