@@ -45,6 +45,8 @@ def compressed(tmp_path_factory, model_folder, text_file):
 def settings(**changes):
     base = {
         "order": "reading",
+        "gate_nats": 0.05,
+        "forget_nats": 0.1,
         "steps_per_section": 3,
         "text_tokens": 48,
         "replay_windows": 2,
