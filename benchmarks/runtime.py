@@ -9,6 +9,7 @@ another, round by round, after one that only fills numba's cache of compiled fun
 Times are CPU seconds, which other work on the machine disturbs less than the clock, or with `--clock`
 seconds of the clock, for idle machines. `--peers` is a Python with torchao and hqq, beside what this one has.
 "Load again" is a second load in the same process, without what the first one imports and prepares once.
+`--turns 40 --only "dense bf16" "3 bits dense"` compares speeds closely: all in one process, turn by turn.
 With `lazy`, "beyond" is what tensors take against stored bytes and the cache's limit together.
 
     OMP_NUM_THREADS=1 python benchmarks/runtime.py --layers 1 --out runs/runtime --peers peers/bin/python
@@ -222,6 +223,33 @@ def measure(variant: str, made: dict[str, Path], repeats: int, clock: bool) -> d
     }
 
 
+@torch.inference_mode()
+def in_turns(variants: list[str], made: dict[str, Path], turns: int, clock: bool) -> str:
+    """Speeds of variants that are all in this process and take turns: a table with their ratios to the first, turn by turn."""
+    now = time.perf_counter if clock else time.process_time
+    models = {variant: loaded(variant, made) for variant in variants}
+    speeds: dict[str, list[tuple[float, float]]] = {variant: [] for variant in variants}
+    for turn in range(turns + 1):
+        for variant, model in models.items():
+            tokens = torch.arange(PREFILL)[None] % model.config.vocab_size
+            started = now()
+            out = model(tokens, use_cache=True, logits_to_keep=1)
+            middle = now()
+            for _ in range(DECODED):
+                out = model(out.logits[:, -1:].argmax(-1), past_key_values=out.past_key_values, use_cache=True)
+            if turn:  # the first is for warming up
+                speeds[variant].append((PREFILL / (middle - started), DECODED / (now() - middle)))
+    lines = ["| variant | prefill | of the first's | decode | of the first's |", "| --- | --- | --- | --- | --- |"]
+    for variant, found in speeds.items():
+        cells = []
+        for values, others in zip(zip(*found, strict=True), zip(*speeds[variants[0]], strict=True), strict=True):
+            ratios = [value / other for value, other in zip(values, others, strict=True)]
+            error = 2 * statistics.stdev(ratios) / math.sqrt(turns)
+            cells += [f"{statistics.median(values):.1f}", f"{statistics.mean(ratios):.3f} ± {error:.3f}"]
+        lines.append(f"| {variant} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def spread(values: list[float]) -> str:
     middle = statistics.median(values)
     digits = 2 if middle < 100 else 0
@@ -267,6 +295,9 @@ def main() -> None:
     parser.add_argument("--peers", default=sys.executable)
     parser.add_argument("--only", nargs="*", default=list(VARIANTS))
     parser.add_argument("--clock", action="store_true", help="seconds of the clock instead of CPU seconds")
+    parser.add_argument(
+        "--turns", type=int, default=0, help="variants of --only in one process, so many turns; no loading times"
+    )
     parser.add_argument("--child")
     given = parser.parse_args()
     names = ("dense bf16", "3 bits", "25%")
@@ -275,6 +306,9 @@ def main() -> None:
         print(json.dumps(measure(given.child, made, given.repeats, given.clock)))
         return
     made = folders(given.out, given.layers)
+    if given.turns:
+        print(in_turns(given.only, made, given.turns, given.clock))
+        return
     results: list[dict[str, Any]] = []
     warm = [variant for variant in ("3 bits dense", "25% dense") if variant in given.only]
     for number, variants in enumerate([warm, *[given.only] * given.rounds]):
