@@ -246,3 +246,13 @@ def test_a_local_model_answers(tmp_path):
     client = Client(ModelSettings(path=str(resolve("embedded:base")), max_tokens=8), tmp_path / "journal")
     assert isinstance(client.ask("Iron is", str), str)
     assert client.usage.answer_tokens > 0
+
+
+def test_connections_are_closed_with_the_client(tmp_path, monkeypatch):
+    closed = []
+    openai = pytest.importorskip("openai")
+    monkeypatch.setattr(openai.OpenAI, "close", lambda self: closed.append(self))
+    client = Client(ModelSettings(server="http://127.0.0.1:9/v1", name="x"), tmp_path / "journal")
+    assert not closed
+    del client
+    assert len(closed) == 1

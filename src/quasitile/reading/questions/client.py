@@ -6,6 +6,7 @@ import json
 import os
 import random
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -176,6 +177,7 @@ def server_completion(settings: ModelSettings) -> Complete:
         usage = answer.usage
         return text, usage.prompt_tokens if usage else 0, usage.completion_tokens if usage else 0
 
+    weakref.finalize(complete, client.close)  # or its connections would stay open until the collector runs
     return complete
 
 
