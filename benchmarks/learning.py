@@ -61,6 +61,9 @@ OTHERS: dict[str, tuple[bool, dict[str, Any]]] = {
     "LoRA, compressed": (True, {"train": "lora", "learning_rate": 5e-3}),
     "LoRA, compressed, rate 0.002": (True, {"train": "lora", "learning_rate": 2e-3}),
     "LoRA, compressed, rate 0.001": (True, {"train": "lora", "learning_rate": 1e-3}),
+    "LoRA, compressed, replay": (True, {"train": "lora", "learning_rate": 5e-3, "replay_share": 0.5}),
+    "LoRA, compressed, replay, rate 0.002": (True, {"train": "lora", "learning_rate": 2e-3, "replay_share": 0.5}),
+    "one pass, compressed, replay": (True, {"train": "full", "replay_share": 0.5}),
     "LoRA, dense": (False, {"train": "lora", "learning_rate": 5e-3}),
     "LoRA on raw text, dense": (False, {"train": "lora", "data": "text", "learning_rate": 5e-3}),
     "full fine-tuning, dense": (False, {"train": "full", "learning_rate": 1e-3}),
@@ -77,7 +80,7 @@ class Bench:
         texts = [text[:4000] for text in read_texts(args.text)]
         write_jsonl(self.text, [{"text": text} for text in texts[:: max(1, sum(map(len, texts)) // 600_000)]])
         self.reading = folder / "reading"
-        read(resolve(args.papers), self.reading, ReadSettings(min_facts=1, max_facts=2, max_phrasings=3))
+        read(resolve(args.papers), self.reading, ReadSettings(min_facts=1, max_facts=args.facts, max_phrasings=3))
         calibration = {"num_windows": 24, "num_tokens": 256}
         self.compressed = Path(args.model) if args.model else folder / "compressed"
         if not args.model:
@@ -142,7 +145,7 @@ class Bench:
         settings = TuneSettings.model_validate({"learning_rate": self.args.rate, "text_tokens": 96, **amount, **changes})
         out, base = self.folder / "tuned", self.compressed if compressed else self.original
         started = time.monotonic()
-        summary = tune(base, self.reading, out, settings)
+        summary = tune(base, self.reading, out, settings, text=self.text)
         seconds = time.monotonic() - started
         figures = self.score(*load_tuned(out, base))
         speed = round(summary["num_tokens"] / summary["train_seconds"], 1)
@@ -182,6 +185,7 @@ def main() -> None:
     parser.add_argument("--model", help="a compressed model folder, instead of one made here")
     parser.add_argument("--size", default="25%")
     parser.add_argument("--sections", type=int, default=6, help="that are taught, evenly spread over the articles")
+    parser.add_argument("--facts", type=int, default=2, help="that are asked about, a section, at most")
     parser.add_argument("--steps", type=int, default=10, help="a section")
     parser.add_argument("--rate", type=float, default=0.1, help="rounding steps a step of Adam")
     parser.add_argument(
@@ -195,7 +199,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("learning.jsonl"))
     args = parser.parse_args()
     results = Results(args.out)
-    setting = {key: getattr(args, key) for key in ("size", "sections", "steps", "rate", "forget", "papers")}
+    setting = {key: getattr(args, key) for key in ("size", "sections", "facts", "steps", "rate", "forget", "papers")}
     if args.table:
         print(table(results.find(setting)))
         return

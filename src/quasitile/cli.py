@@ -173,9 +173,15 @@ def adapt(
 
 
 @app.command()
-def tune(model: Model, reading: Path, out: Out, changes: Set = None) -> None:
+def tune(
+    model: Model,
+    reading: Path,
+    out: Out,
+    text: Annotated[Path | None, typer.Option(callback=located, help="General text to replay (replay_share).")] = None,
+    changes: Set = None,
+) -> None:
     """What `adapt` is compared with: LoRA, one pass over all questions or the raw text, full fine-tuning."""
-    show(quasitile.tune(model, reading, out, settings_of(quasitile.TuneSettings, changes)))
+    show(quasitile.tune(model, reading, out, settings_of(quasitile.TuneSettings, changes), text=text))
 
 
 @app.command()

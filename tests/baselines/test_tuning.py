@@ -10,8 +10,10 @@ from quasitile import TuneSettings, load_model, tune
 from quasitile.adapt.curriculum import read_lessons
 from quasitile.adapt.examples import IGNORED
 from quasitile.baselines.lora import add_lora
-from quasitile.baselines.tuning import batches_of, load_tuned, text_rows
+from quasitile.baselines.tuning import batches_of, load_tuned, replay_rows, text_rows
 from quasitile.checkpoint import stored_bytes
+from quasitile.compress.text import read_texts
+from quasitile.errors import InputError
 from quasitile.runtime import tiled_matrices
 
 PAPER = """# Oxide films
@@ -60,6 +62,25 @@ def test_batches_share_the_tokens_equally_and_pass_over_everything(reading, toke
         assert seen == learned
 
 
+def test_replayed_text_has_its_share_of_every_batch(reading, tokenizer, text_file):
+    amounts = settings(num_tokens=3200, replay_share=0.5)
+    replay = replay_rows(tokenizer, read_texts(text_file), amounts)
+    general = {tuple(ids) for ids, _ in replay}
+    shares = []
+    for batch in batches_of(tokenizer, read_lessons(reading), amounts, 256, replay):
+        lengths = batch["attention_mask"].sum(1).tolist()
+        rows = [tuple(ids[:length].tolist()) for ids, length in zip(batch["input_ids"], lengths, strict=True)]
+        shares.append(sum(len(row) for row in rows if row in general) / sum(lengths))
+    assert all(0.3 < share < 0.7 for share in shares)
+    assert abs(sum(shares) / len(shares) - 0.5) < 0.05
+
+
+def test_replay_without_text_is_refused(compressed, reading, tmp_path):
+    with pytest.raises(InputError, match="--text"):
+        tune(compressed, reading, tmp_path / "out", settings(replay_share=0.5))
+    assert not (tmp_path / "out").exists()
+
+
 def answer_nats(model, tokenizer, reading):
     (batch,) = batches_of(tokenizer, read_lessons(reading), settings(num_steps=1, num_tokens=800), 256)
     with torch.no_grad():
@@ -69,6 +90,7 @@ def answer_nats(model, tokenizer, reading):
 @pytest.mark.parametrize(
     ("kind", "changes"),
     [
+        ("dense", {"train": "full", "learning_rate": 3e-3, "replay_share": 0.2}),
         ("dense", {"train": "full", "learning_rate": 3e-3}),
         ("compressed", {"train": "full", "learning_rate": 0.3}),
         ("dense", {"train": "lora", "learning_rate": 3e-2}),
@@ -76,11 +98,11 @@ def answer_nats(model, tokenizer, reading):
     ],
     ids=str,
 )
-def test_questions_are_learned(kind, changes, compressed, model_folder, reading, tmp_path):
+def test_questions_are_learned(kind, changes, compressed, model_folder, reading, text_file, tmp_path):
     if changes["train"] == "lora":
         pytest.importorskip("peft")
     base = compressed if kind == "compressed" else model_folder
-    summary = tune(base, reading, tmp_path / "out", settings(**changes))
+    summary = tune(base, reading, tmp_path / "out", settings(**changes), text=text_file)
     before, tokenizer = load_model(base)
     after, _ = load_tuned(tmp_path / "out", base)
     assert answer_nats(after, tokenizer, reading) < answer_nats(before, tokenizer, reading) - 0.1

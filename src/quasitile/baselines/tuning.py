@@ -6,10 +6,11 @@ order; what learns is everything, or LoRA adapters alone.
 
 from __future__ import annotations
 
+import math
 import random
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from quasitile.adapt.reader import pad_of
 from quasitile.baselines.lora import add_lora, known_layers, open_lora, optional
 from quasitile.checkpoint import stored_bytes
 from quasitile.compress.refit import pack_within
+from quasitile.compress.text import read_texts, token_windows
 from quasitile.errors import InputError
 from quasitile.folders import stage_folder
 from quasitile.runtime import is_compressed, load_model, load_trainable, save_model, tiled_matrices
@@ -39,7 +41,10 @@ class TuneSettings(Settings):
     data: Literal["questions", "text"] = "questions"
     num_steps: int = Field(default=40, ge=1)
     num_tokens: int = Field(default=40_000, ge=2, description="in all steps together")
-    text_tokens: int = Field(default=256, ge=2, description="a window of raw text")
+    text_tokens: int = Field(default=256, ge=2, description="a window of raw or of general text")
+    replay_share: float = Field(
+        default=0.0, ge=0, lt=1, description="of a step's tokens that are general text, learned as it is"
+    )
     max_sections: int = Field(default=0, ge=0, description="as for adapt")
     learning_rate: float = Field(default=1e-3, gt=0, description="of a compressed model's codes in rounding steps")
     lora_rank: int = Field(default=8, ge=1)
@@ -49,7 +54,14 @@ class TuneSettings(Settings):
     seed: int = 0
 
 
-def tune(model: str | Path, reading: str | Path, out: str | Path, settings: TuneSettings | None = None) -> dict[str, Any]:
+def tune(
+    model: str | Path,
+    reading: str | Path,
+    out: str | Path,
+    settings: TuneSettings | None = None,
+    *,
+    text: str | Path | None = None,
+) -> dict[str, Any]:
     """Train a model on a reading folder with Transformers' `Trainer`: the baseline of `adapt`.
 
     Args:
@@ -57,20 +69,25 @@ def tune(model: str | Path, reading: str | Path, out: str | Path, settings: Tune
         reading: A folder that `read` wrote.
         out: The folder to make: a model, or for `lora` PEFT's adapter to load on top of `model`.
         settings: See `TuneSettings`.
+        text: General text for `replay_share`.
 
     Returns:
         The summary.
 
     Raises:
-        InputError: The reading folder holds nothing to train on, or PEFT is needed and not installed.
+        InputError: The reading folder holds nothing to train on, there is no text to replay, or PEFT is needed and not
+            installed.
     """
     settings = settings or TuneSettings()
+    if settings.replay_share and text is None:
+        raise InputError(f"replay_share={settings.replay_share} replays general text; give --text")
     lessons = spread(read_lessons(reading), settings.max_sections)
     compressed = is_compressed(model)
-    with stage_folder(out, "tune", settings, settings.seed, model=model, reading=reading) as stage:
+    with stage_folder(out, "tune", settings, settings.seed, model=model, reading=reading, text=text) as stage:
         loaded, tokenizer = (load_trainable if compressed else load_model)(model)
         limit = sum(matrix.payload.numel() for matrix in tiled_matrices(loaded).values())
-        trained, seconds, num_tokens = train(loaded, tokenizer, lessons, settings)
+        replay = replay_rows(tokenizer, read_texts(text), settings) if text is not None and settings.replay_share else []
+        trained, seconds, num_tokens = train(loaded, tokenizer, lessons, settings, replay)
         if settings.train == "lora":
             trained.save_pretrained(stage.path)
         elif compressed:
@@ -89,7 +106,9 @@ def tune(model: str | Path, reading: str | Path, out: str | Path, settings: Tune
     return stage.summary
 
 
-def train(model: Any, tokenizer: Any, lessons: list[Lesson], settings: TuneSettings) -> tuple[Any, float, int]:
+def train(
+    model: Any, tokenizer: Any, lessons: list[Lesson], settings: TuneSettings, replay: list[Row]
+) -> tuple[Any, float, int]:
     """Train in memory.
 
     Returns:
@@ -97,7 +116,7 @@ def train(model: Any, tokenizer: Any, lessons: list[Lesson], settings: TuneSetti
     """
     transformers = optional("transformers")
     optional("accelerate")
-    batches = list(batches_of(tokenizer, lessons, settings, model.config.max_position_embeddings))
+    batches = list(batches_of(tokenizer, lessons, settings, model.config.max_position_embeddings, replay))
     compressed = bool(tiled_matrices(model))
     if settings.train == "lora":
         model = add_lora(model, settings.lora_rank, settings.lora_alpha, settings.seed)
@@ -146,25 +165,51 @@ def train_everything(model: nn.Module, settings: TuneSettings) -> None:
             block.gain.requires_grad_(False)
 
 
-def batches_of(tokenizer: Any, lessons: list[Lesson], settings: TuneSettings, limit: int) -> Iterator[Batch]:
+def batches_of(
+    tokenizer: Any, lessons: list[Lesson], settings: TuneSettings, limit: int, replay: Sequence[Row] = ()
+) -> Iterator[Batch]:
     """As many batches as there are steps, of about the same number of tokens; a pass over the data after another.
+
+    Args:
+        tokenizer: Of the model.
+        lessons: What is learned.
+        settings: The amounts.
+        limit: Tokens that a row may have.
+        replay: General text, of which every batch gets its share.
 
     Raises:
         InputError: A step has no room for a single row.
     """
     rng = random.Random(settings.seed)
     rows = text_rows(tokenizer, lessons, settings.text_tokens) if settings.data == "text" else question_rows(tokenizer, lessons)
-    per_step, waiting, taken, pad = settings.num_tokens / settings.num_steps, [], 0, pad_of(tokenizer)
+    per_step, pad = settings.num_tokens / settings.num_steps, pad_of(tokenizer)
     if per_step < 2:
         raise InputError(f"num_tokens={settings.num_tokens} in {settings.num_steps} steps leaves none a step; raise it")
+    sources = [Source(rows, 1 - settings.replay_share if replay else 1.0, rng)]
+    if replay:
+        sources.append(Source(replay, settings.replay_share, rng))
     for step in range(settings.num_steps):
-        chosen: list[Row] = []
-        while not chosen or taken < per_step * (step + 1):
-            waiting = waiting or rng.sample(rows, len(rows))
-            chosen.append(waiting.pop())
-            taken += min(limit, len(chosen[-1][0]))
+        chosen = [row for source in sources for row in source.take(per_step * (step + 1), limit)]
         tokens, mask, labels = padded(chosen, pad, limit)
         yield {"input_ids": tokens, "attention_mask": mask, "labels": labels}
+
+
+class Source:
+    """Rows in random order, a pass after another; all batches together get their share of the tokens."""
+
+    def __init__(self, rows: Sequence[Row], share: float, rng: random.Random) -> None:
+        self.rows, self.share, self.rng = rows, share, rng
+        self.waiting: list[Row] = []
+        self.taken = 0
+
+    def take(self, num_tokens: float, limit: int) -> list[Row]:
+        """One row at least, and as many as `num_tokens` of all batches so far need."""
+        chosen: list[Row] = []
+        while not chosen or self.taken < num_tokens * self.share:
+            self.waiting = self.waiting or self.rng.sample(self.rows, len(self.rows))
+            chosen.append(self.waiting.pop())
+            self.taken += min(limit, len(chosen[-1][0]))
+        return chosen
 
 
 def question_rows(tokenizer: Any, lessons: list[Lesson]) -> list[Row]:
@@ -178,7 +223,18 @@ def text_rows(tokenizer: Any, lessons: list[Lesson], length: int) -> list[Row]:
     for lesson in lessons:
         stream += tokenizer(f"{lesson.title}\n\n{lesson.text}\n\n", add_special_tokens=False)["input_ids"]
     windows = [stream[start : start + length] for start in range(0, len(stream), length)]
-    return [(window, [IGNORED, *window[1:]]) for window in windows if len(window) > 1]
+    return [learned(window) for window in windows if len(window) > 1]
+
+
+def replay_rows(tokenizer: Any, texts: list[str], settings: TuneSettings) -> list[Row]:
+    """General text in windows, as many as a run can use; all of it is learned."""
+    needed = math.ceil(settings.num_tokens / settings.text_tokens) + settings.num_steps
+    return [learned(row) for row in token_windows(tokenizer, texts, settings.text_tokens, needed, settings.seed, True).tolist()]
+
+
+def learned(window: list[int]) -> Row:
+    """A window of which every token but the first is predicted."""
+    return window, [IGNORED, *window[1:]]
 
 
 def load_tuned(folder: str | Path, model: str | Path) -> tuple[Any, Any]:
