@@ -23,7 +23,7 @@ from quasitile.align.losses import (
 )
 from quasitile.align.processes import Processes
 from quasitile.align.teacher import LiveTeacher
-from quasitile.align.train import Run, make_trainable
+from quasitile.align.train import Run, make_trainable, optimizer_of
 from quasitile.checkpoint import stored_bytes
 from quasitile.compress import CompressSettings
 from quasitile.runtime import tiled_matrices
@@ -188,7 +188,8 @@ def test_alignment_lowers_the_divergence_within_the_same_bytes(compressed, model
 
 def test_what_is_trained_is_what_is_stored(compressed):
     student, _ = load_model(compressed)
-    optimizer = make_trainable(student, settings())
+    make_trainable(student, settings())
+    optimizer = optimizer_of(student, settings())
     tokens = torch.arange(8, 72).view(2, 32)
     for _ in range(3):
         optimizer.zero_grad()

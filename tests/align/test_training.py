@@ -17,6 +17,7 @@ from quasitile.align.layers import align_layers
 from quasitile.align.losses import logit_kl, top_k_kl
 from quasitile.align.price import ROUNDING_POWER, BitPrice
 from quasitile.align.record import Recording
+from quasitile.align.sharding import local
 from quasitile.align.teacher import LiveTeacher
 from quasitile.checkpoint import stored_bytes
 from quasitile.compress import CompressSettings
@@ -84,20 +85,67 @@ def test_a_killed_run_continues_to_the_same_curve_and_bytes(compressed, model_fo
     assert not (tmp_path / "killed" / "state").exists()
 
 
-def run_process(rank, compressed, model_folder, text_file, out):
+TWO = {"num_steps": 4, "precision": "float32", "save_every": 0}
+
+
+def run_process(rank, compressed, model_folder, text_file, out, changes):
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
     os.environ["ACCELERATE_USE_CPU"] = "true"
-    align(compressed, out, teacher=model_folder, text=text_file, settings=settings(num_steps=4, precision="float32"))
+    train = training.Run.train
+
+    def counted(self, *args):
+        train(self, *args)
+        kept = [values for state in self.optimizer.state.values() for key, values in state.items() if key != "step"]
+        out.with_name(f"{out.name}-{rank}").write_text(str(sum(local(values).numel() for values in kept)))
+
+    training.Run.train = counted
+    align(compressed, out, teacher=model_folder, text=text_file, settings=settings(**TWO, **changes))
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_give_the_curve_of_one(compressed, model_folder, text_file, tmp_path, monkeypatch):
-    monkeypatch.setenv("MASTER_PORT", str(20_000 + os.getpid() % 20_000))
-    chosen = settings(num_steps=4, precision="float32")
-    align(compressed, tmp_path / "one", teacher=model_folder, text=text_file, settings=chosen)
-    arguments = (compressed, model_folder, text_file, tmp_path / "two")
+def in_two_processes(compressed, model_folder, text_file, out, **changes):
+    """Numbers that the optimiser of each process keeps."""
+    arguments = (compressed, model_folder, text_file, out, changes)
     torch.multiprocessing.start_processes(run_process, arguments, nprocs=2, start_method="fork")
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=2e-3)
+    return [int(out.with_name(f"{out.name}-{rank}").read_text()) for rank in range(2)]
+
+
+@pytest.fixture
+def alike(model_folder, text_file, tmp_path, monkeypatch):
+    """Checks that runs of two processes gave the curve and the model that one gives."""
+    monkeypatch.setenv("MASTER_PORT", str(20_000 + os.getpid() % 20_000))
+
+    def check(model, *names):
+        one = align(model, tmp_path / "one", teacher=model_folder, text=text_file, settings=settings(**TWO))
+        for name in names:
+            assert losses(tmp_path / name) == pytest.approx(losses(tmp_path / "one"), rel=2e-3), name
+            summary = json.loads((tmp_path / name / "summary.json").read_text())
+            assert summary["damage_after_nats"] == pytest.approx(one["damage_after_nats"], abs=5e-3), name
+            assert summary["stored_bytes"] <= stored_bytes(model)
+
+    return check
+
+
+def test_two_processes_give_the_curve_of_one_with_and_without_shards(compressed, model_folder, text_file, tmp_path, alike):
+    whole = in_two_processes(compressed, model_folder, text_file, tmp_path / "two")
+    shards = in_two_processes(compressed, model_folder, text_file, tmp_path / "shards", shard=True)
+    alike(compressed, "two", "shards")
+    assert whole[0] == whole[1]
+    assert sum(shards) == pytest.approx(whole[0], rel=0.01)  # every number is kept once instead of twice
+    assert max(shards) < 0.55 * whole[0]
+
+
+def test_shards_of_factors_give_the_same_curve(factors, model_folder, text_file, tmp_path, alike):
+    in_two_processes(factors, model_folder, text_file, tmp_path / "shards", shard=True)
+    alike(factors, "shards")
+
+
+def test_shards_need_several_processes_and_whole_factors(compressed, model_folder, text_file, tmp_path):
+    with pytest.raises(InputError, match="launch several"):
+        align(compressed, tmp_path / "out", teacher=model_folder, text=text_file, settings=settings(shard=True))
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="cut_offs"):
+        settings(shard=True, cut_offs=True)
 
 
 def test_parts_of_a_batch_and_checkpointing_change_nothing_but_memory(compressed, model_folder, text_file, tmp_path):

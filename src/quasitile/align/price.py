@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
+from quasitile.align.processes import Processes
+from quasitile.align.sharding import Shards, local
 from quasitile.codec.packing import estimated_bytes
 from quasitile.runtime import TiledMatrix
 
@@ -27,21 +30,41 @@ class BitPrice:
         matrices: Trainable.
         limit_bytes: That their payloads may take together.
         damage_nats: Of the model now. At the best division a bit is worth `2 ln 2 / number of weights` of it.
+        processes: Of the run.
+        shards: Of the model, where it has some.
     """
 
-    def __init__(self, matrices: Sequence[TiledMatrix], limit_bytes: int, damage_nats: float) -> None:
+    def __init__(
+        self,
+        matrices: Sequence[TiledMatrix],
+        limit_bytes: int,
+        damage_nats: float,
+        processes: Processes | None = None,
+        shards: Shards | None = None,
+    ) -> None:
         self.matrices, self.limit_bytes = list(matrices), limit_bytes
+        self.processes, self.shards = processes, shards
         num_weights = sum(matrix.shape[0] * matrix.shape[1] for matrix in self.matrices)
         self.nats_per_bit = 2 * math.log(2) * max(damage_nats, 1e-3) / max(1, num_weights)
 
     @torch.no_grad()
     def add_gradients(self) -> None:
         """Add the cost of bits to the gradients of all codes."""
-        for matrix in self.matrices:
-            for block in matrix.rank_blocks():
-                for values in block.coefficients():
-                    if values.grad is not None:
-                        values.grad.addcmul_(values, 1 / spread(values, values is block.residual), value=self._slope)
+        priced = [
+            (values, values is block.residual)
+            for matrix in self.matrices
+            for block in matrix.rank_blocks()
+            for values in block.coefficients()
+            if values.grad is not None
+        ]
+        sums = [local(values.detach()).square().sum(0) for values, _ in priced]
+        if self.shards is not None and self.processes is not None and sums:  # a shard has some rows of all columns
+            sums = list(self.processes.sum(torch.cat(sums)).split([len(each) for each in sums]))
+        for (values, in_residual), columns in zip(priced, sums, strict=True):
+            assert values.grad is not None
+            mine = local(values.detach())
+            price = 1 / spread(mine, columns / len(values), in_residual)
+            local(values.grad).addcmul_(mine, price, value=self._slope)
 
     @property
     def _slope(self) -> float:
@@ -49,21 +72,24 @@ class BitPrice:
 
     def follow(self) -> int:
         """Measure the size, move the price towards the one that keeps the limit, and return the size in bytes."""
-        size = round(sum(estimated_bytes(matrix.coded()) for matrix in self.matrices))
+        size = 0.0
+        for matrix in self.matrices:
+            with self.shards.whole(matrix) if self.shards is not None else nullcontext():
+                size += estimated_bytes(matrix.coded())
         self.nats_per_bit *= math.exp(max(-1.0, min(1.0, RESPONSE * (size / self.limit_bytes - 1))))
-        return size
+        return round(size)
 
 
-def spread(values: Tensor, by_rows_and_columns: bool) -> Tensor:
+def spread(values: Tensor, column_power: Tensor, by_rows_and_columns: bool) -> Tensor:
     """Mean squares that codes (P, Q) are coded with, to broadcast: of every column, or rows times columns.
 
     Args:
-        values: A factor's coefficients, or a residual's codes.
+        values: A factor's coefficients or a residual's codes; of a shard, some rows.
+        column_power: (Q,) mean squares of the columns, of all rows.
         by_rows_and_columns: Whether they are a residual's.
     """
-    power = values.detach().square()
-    columns = power.mean(0) + ROUNDING_POWER
+    columns = column_power + ROUNDING_POWER
     if not by_rows_and_columns:
         return columns
-    rows = power.mean(1) + ROUNDING_POWER
-    return rows[:, None] * (columns / (power.mean() + ROUNDING_POWER))
+    rows = values.square().mean(1) + ROUNDING_POWER
+    return rows[:, None] * (columns / (column_power.mean() + ROUNDING_POWER))

@@ -59,6 +59,13 @@ class Processes:
         for grad, part in zip(found, flat.split([grad.numel() for grad in found]), strict=True):
             grad.copy_(part.view_as(grad))
 
+    def sum(self, values: Tensor) -> Tensor:
+        """Of a tensor over the processes."""
+        if self._accelerator is None:
+            return values
+        reduced: Any = self._accelerator.reduce(values, reduction="sum")
+        return reduced
+
     def mean(self, value: Tensor) -> float:
         """Of a number over the processes."""
         if self._accelerator is not None:

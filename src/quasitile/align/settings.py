@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from quasitile.align.losses import DIVERGENCES, READINGS
 from quasitile.settings import Settings
@@ -36,10 +36,19 @@ class AlignSettings(Settings):
     held_out_windows: int = Field(default=16, ge=1, description="windows of the text never trained on, for the curve")
     gradient_accumulation: int = Field(default=1, ge=1, description="parts that a batch is computed in")
     checkpointing: bool = Field(default=False, description="compute activations again instead of keeping them")
+    shard: bool = Field(
+        default=False, description="with several processes, each keeps its part of parameters, gradients and states (FSDP2)"
+    )
     precision: Literal["bf16", "float32"] = Field(default="bf16", description="of products; what is trained is float32")
     save_every: int = Field(default=200, ge=0, description="steps between states that a stopped run goes on from; 0 for none")
     report_to: tuple[str, ...] = Field(default=(), description="Transformers' callbacks: tensorboard, trackio, wandb, mlflow")
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _cut_offs_are_whole(self) -> AlignSettings:
+        if self.shard and self.cut_offs:
+            raise ValueError("cut_offs look at whole factors, of which shard leaves parts; leave one of the two out")
+        return self
 
 
 class RecordSettings(Settings):

@@ -18,9 +18,10 @@ from quasitile.align.processes import Processes
 from quasitile.align.record import Targets
 from quasitile.align.reporting import Reports
 from quasitile.align.settings import AlignSettings
+from quasitile.align.sharding import Shards
 from quasitile.align.state import State
 from quasitile.align.steps import batch_kept, half_precision, held_out_nats, not_finite, rate_factor
-from quasitile.align.teacher import Teacher, open_teacher
+from quasitile.align.teacher import LiveTeacher, Teacher, open_teacher
 from quasitile.checkpoint import stored_bytes
 from quasitile.compress.refit import pack_within
 from quasitile.errors import InputError
@@ -60,6 +61,8 @@ def align(
     original = open_teacher(teacher, tokenizer, text, settings.num_tokens, settings.seed, settings.precision == "bf16")
     check(student, original, settings, model, teacher, text)
     processes = Processes(settings.batch_size, settings.gradient_accumulation)
+    if settings.shard and processes.num == 1:
+        raise InputError("align.shard shares the model among processes, and there is one; launch several, or leave it out")
     inputs = {"model": model, "teacher": teacher, "text": text}
     with batch_kept(out), processes.folder(out) as place:
         resume = settings.save_every > 0 and processes.num == 1
@@ -70,6 +73,10 @@ def align(
                 stage.summary["layers"] = align_layers(student, original, rows, settings)
             run = Run(student, original, settings, processes, limit)
             run.train(stage, inputs if resume else None)
+            if run.shards is not None:
+                whole = whole_student(model, settings) if processes.first else None
+                run.shards.collect(whole)
+                student = student if whole is None else whole
             if not processes.first:
                 return {}
             student.eval()
@@ -126,12 +133,18 @@ class Run:
         self.held_out = list(range(settings.held_out_windows))
         self.teacher_nats = teacher.nats(self.held_out)
         self.before = held_out_nats(student, teacher.windows[self.held_out]) - self.teacher_nats
-        self.optimizer = make_trainable(student, settings)
+        make_trainable(student, settings)
+        self.shards: Shards | None = None
+        if settings.shard:
+            self.shards = Shards(student, processes.num)
+            if isinstance(teacher, LiveTeacher):
+                Shards(teacher.model, processes.num)
+        self.optimizer = optimizer_of(student, settings)
         matrices = list(tiled_matrices(student).values())
         priced = settings.price_bits or settings.cut_offs
         # A path through a trellis has to be searched for before its size is known, which takes longer than a step.
         priced &= all(matrix.num_states == 1 for matrix in matrices)
-        self.price = BitPrice(matrices, limit_bytes, self.before) if priced else None
+        self.price = BitPrice(matrices, limit_bytes, self.before, processes, self.shards) if priced else None
         generator = torch.Generator().manual_seed(settings.seed)
         num_windows = len(teacher.windows) - settings.held_out_windows
         epochs = settings.num_steps * settings.batch_size // num_windows + 1
@@ -197,38 +210,51 @@ class Run:
             (loss / settings.gradient_accumulation).backward()
             for name, value in losses.items():
                 sums[name] = sums.get(name, torch.zeros(())) + value.detach() / settings.gradient_accumulation
-        self.processes.average_gradients(self.optimizer)
+        if self.shards is None:
+            self.processes.average_gradients(self.optimizer)
         if price is not None and settings.price_bits:
             price.add_gradients()
         self.optimizer.step()
         return {name: self.processes.mean(value) for name, value in sums.items()}
 
 
-def make_trainable(student: nn.Module, settings: AlignSettings) -> torch.optim.Optimizer:
-    """Put every matrix into its trainable state; AdamW over coefficients, scales, cut-offs, norms and biases."""
+def make_trainable(student: nn.Module, settings: AlignSettings) -> None:
+    """Put every matrix into its trainable state."""
     for parameter in student.parameters():
         parameter.requires_grad_(settings.norm_learning_rate > 0)
-    small = [p for p in student.parameters() if p.requires_grad]
-    codes, gains, cuts = [], [], []
     generator = torch.Generator().manual_seed(settings.seed)
     for matrix in tiled_matrices(student).values():
         matrix.make_trainable(generator, settings.jitter)
         for block in matrix.rank_blocks():
-            codes += block.coefficients()
-            gains += [block.gain] if block.gain.numel() else []
             if settings.cut_offs and block.left.numel():
                 block.cut_offs.extend([CutOffs(*block.left.shape), CutOffs(*block.right.shape)])
-                cuts += list(block.cut_offs.parameters())
+
+
+def optimizer_of(student: nn.Module, settings: AlignSettings) -> torch.optim.Optimizer:
+    """AdamW over the coefficients, scales, cut-offs, norms and biases of a trainable model."""
+    codes, gains, cuts = [], [], []
+    for matrix in tiled_matrices(student).values():
+        for block in matrix.rank_blocks():
+            codes += block.coefficients()
+            gains += [block.gain] if block.gain.numel() else []
+            cuts += list(block.cut_offs.parameters())
+    coded = {id(p) for matrix in tiled_matrices(student).values() for p in matrix.parameters()}
+    small = [p for p in student.parameters() if p.requires_grad and id(p) not in coded]
     rates = (
         (codes, settings.learning_rate),
         (gains, settings.scale_learning_rate),
         (cuts, settings.cut_off_learning_rate),
         (small, settings.norm_learning_rate),
     )
-    groups = [{"params": parameters, "lr": rate} for parameters, rate in rates if parameters and rate]
-    for group in groups:
-        group["peak"] = group["lr"]
+    groups = [{"params": parameters, "lr": rate, "peak": rate} for parameters, rate in rates if parameters and rate]
     return torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.0, foreach=True)
+
+
+def whole_student(model: str | Path, settings: AlignSettings) -> Any:
+    """The model again, trainable and without shards."""
+    student, _ = load_trainable(model)
+    make_trainable(student, settings)
+    return student
 
 
 def losses_of(
