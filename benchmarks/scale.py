@@ -105,6 +105,7 @@ def main() -> None:
     parser.add_argument("--moment-mib", type=int, default=16, help="of the largest block of a second moment")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--trellis", type=int, default=8)
+    parser.add_argument("--propagate", default="original", help="corrected: code layers behind coded ones")
     parser.add_argument("--folder", type=Path, default=Path("scale"), help="for checkpoint and result; deleted")
     parser.add_argument("--out", type=Path, default=Path("scale.jsonl"))
     args = parser.parse_args()
@@ -119,7 +120,7 @@ def main() -> None:
         make_checkpoint(config, args.folder / "model", 0)
         text, out = resolve("embedded:general.jsonl"), args.folder / "compressed"
         calibration = {"num_windows": args.windows, "num_tokens": args.tokens, "batch_size": args.batch, "stream": "yes"}
-        calibration["moment_bytes"] = args.moment_mib << 20
+        calibration |= {"moment_bytes": args.moment_mib << 20, "propagate": args.propagate}
         changes = [f"calibration.{key}={value}" for key, value in calibration.items()] + [
             f"workers={args.workers}",
             f"trellis={args.trellis}",
@@ -134,7 +135,7 @@ def main() -> None:
     line = {
         "shape": args.shape, "num_layers": config.num_hidden_layers, "vocabulary": config.vocab_size, "num_parameters": count,
         "peak_memory_bytes": peak, "seconds": seconds, "workers": args.workers, "tokens": args.windows * args.tokens,
-        "moment_mib": args.moment_mib, "trellis": args.trellis,
+        "moment_mib": args.moment_mib, "trellis": args.trellis, "propagate": args.propagate,
         "target_bytes": summary["target_bytes"], "stored_bytes": summary["stored_bytes"],
         "cpu_seconds": computed, "cpu_nanoseconds_per_parameter": 1e9 * computed / count, "parts": parts,
         "load": os.getloadavg()[0],

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from tests.compress.architectures import ARCHITECTURES
+from tests.compress.architectures import ARCHITECTURES, build
 from tests.conftest import TOLERANCE, tiny_llama
 from torch.nn.functional import kl_div
 from torch.testing import assert_close
@@ -24,6 +24,7 @@ from quasitile.compress.text import read_texts
 from quasitile.runtime import compressible_layers
 
 CODING = Coding(residual="identity", num_states=4)
+SIZES = {"llama": "12%", "gpt2": "30%", "mixtral": "15%"}
 TARGET = 16_000  # bytes of all matrices
 ATTENTION = ("q_proj", "k_proj", "v_proj")
 # What meets the same inputs, and whether it is added to the hidden states as it is.
@@ -147,7 +148,7 @@ def test_the_corrected_matrix_is_the_solution_of_least_squares(coded, matrix, st
         groups = layer.groups(windows, own[0])
         layer.open(plain, groups)
         group = next(group for group in groups if f"{path}.{matrix}" in group.names)
-        job = layer.compare(group, [windows], own, coded_states).corrected(jobs[f"{path}.{matrix}"])
+        job = layer.compare(group, [windows], own, coded_states).corrected([jobs[f"{path}.{matrix}"]])[0]
     first = f"{path}.{'mlp.gate_proj' if matrix.startswith('mlp') else matrix}"
     expected = slow_correction(model, other, f"{path}.{matrix}", first, states and f"{path}.{states}", windows)
     assert_close(job.weight.double(), expected, rtol=1e-3, atol=1e-4)
@@ -165,25 +166,43 @@ def test_nothing_is_corrected_behind_layers_that_are_exact(coded):
         for group in groups:
             found = layer.compare(group, [windows], states, states)
             for name in group.names:
-                assert_close(found.corrected(jobs[name]).weight, jobs[name].weight, **TOLERANCE[torch.float32])
+                assert_close(found.corrected([jobs[name]])[0].weight, jobs[name].weight, **TOLERANCE[torch.float32])
 
 
-def test_compress_corrects_by_default(model_folder, text_file, tmp_path):
-    model, tokenizer = load_model(model_folder)
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral"])
+def test_compress_corrects_by_default_in_memory_and_from_shards(name, model_folder, tokenizer, text_file, tmp_path):
+    folder = model_folder
+    if name != "llama":
+        folder = tmp_path / "model"
+        build(name, len(tokenizer)).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    model, _ = load_model(folder)
     windows = token_windows(tokenizer, read_texts(text_file), 32, 8, 0)
     found = {}
-    for propagate in ("original", "auto"):
-        settings = CompressSettings.model_validate(
-            {
-                "size": "12%",
-                "tiling": {"short": 16},
-                "calibration": {"num_windows": 32, "num_tokens": 32, "propagate": propagate},
-            }
-        )
-        summary = compress(model_folder, tmp_path / propagate, text=text_file, settings=settings)
+    for stream, propagate in (("no", "original"), ("no", "auto"), ("yes", "auto")):
+        calibration = {"num_windows": 32, "num_tokens": 32, "propagate": propagate, "stream": stream}
+        settings = {"size": SIZES[name], "tiling": {"short": 16}, "calibration": calibration, "workers": 1}
+        out = tmp_path / f"{propagate}-{stream}"
+        summary = compress(folder, out, text=text_file, settings=CompressSettings.model_validate(settings))
         assert summary["stored_bytes"] <= summary["target_bytes"]
-        found[propagate] = divergence(model, load_model(tmp_path / propagate)[0], windows)
-    assert found["auto"] < found["original"]
+        found[propagate, stream] = divergence(model, load_model(out)[0], windows)
+    assert found["auto", "no"] < found["original", "no"]
+    assert found["auto", "yes"] == pytest.approx(found["auto", "no"], rel=0.1)
+
+
+def test_layers_that_are_too_large_for_memory_are_not_corrected_from_shards(model_folder, text_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["quasitile.compress.correct_streamed"], "RESIDENT_NUMBERS", 1000)
+    small = {"size": "50%", "tiling": {"short": 16}, "workers": 1}
+    amounts = {"num_windows": 4, "num_tokens": 16, "stream": "yes"}
+    files = []
+    for propagate in ("auto", "original"):
+        chosen = CompressSettings.model_validate({**small, "calibration": {**amounts, "propagate": propagate}})
+        compress(model_folder, tmp_path / propagate, text=text_file, settings=chosen)
+        files.append((tmp_path / propagate / "model-00001-of-00001.safetensors").read_bytes())
+    assert files[0] == files[1]
+    chosen = CompressSettings.model_validate({**small, "calibration": {**amounts, "propagate": "corrected"}})
+    with pytest.raises(InputError, match="propagate=corrected is not possible: a layer of"):
+        compress(model_folder, tmp_path / "no", text=text_file, settings=chosen)
 
 
 def test_a_model_that_is_no_stack_is_not_corrected(model_folder, text_file, tmp_path, monkeypatch):
@@ -201,5 +220,3 @@ def test_a_model_that_is_no_stack_is_not_corrected(model_folder, text_file, tmp_
     small["calibration"]["propagate"] = "corrected"
     with pytest.raises(InputError, match="propagate=corrected is not possible"):
         compress(model_folder, tmp_path / "no", text=text_file, settings=CompressSettings.model_validate(small))
-    with pytest.raises(ValueError, match="propagate=corrected needs the model in memory"):
-        CompressSettings.model_validate({"calibration": {"propagate": "corrected", "stream": "yes"}})

@@ -43,14 +43,17 @@ def undisturbed(model_folder, text_file, tmp_path_factory):
 FORMS = {"plain": {}, "factors": {"residual": "none"}, "in numbers": {"size": "0.03M"}}
 
 
+@pytest.mark.parametrize("propagate", ["original", "corrected"])
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
-def test_it_is_as_good_as_in_memory(model_folder, text_file, tmp_path, form):
-    streamed = compress(model_folder, tmp_path / "streamed", text=text_file, settings=settings(**form))
-    in_memory = compress(
-        model_folder,
-        tmp_path / "in_memory",
-        text=text_file,
-        settings=settings({"stream": "no", "propagate": "original"}, **form),
+def test_it_is_as_good_as_in_memory(model_folder, text_file, tmp_path, form, propagate):
+    streamed, in_memory = (
+        compress(
+            model_folder,
+            tmp_path / name,
+            text=text_file,
+            settings=settings({"stream": stream, "propagate": propagate}, **form),
+        )
+        for name, stream in (("streamed", "yes"), ("in_memory", "no"))
     )
     assert streamed.keys() == in_memory.keys()
     assert [row.keys() for row in streamed["matrices"]] == [row.keys() for row in in_memory["matrices"]]

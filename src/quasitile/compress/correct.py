@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quasitile.codec.block import CodedMatrix
 from quasitile.codec.coding import Coding
 from quasitile.codec.matrix import decode_matrix
 from quasitile.compress.allocate import CLOSE, Allocation, Coded, Job, encode_all
@@ -34,6 +35,7 @@ from quasitile.runtime import Place
 from quasitile.runtime.layers import KINDS
 
 RIDGE, RIDGE_OF_FEW_TOKENS = 0.05, 4.0  # shares of the mean power; the second times columns over tokens
+DOUBLE_COLUMNS = 8192  # more are solved in single precision
 SAME = 1e-3  # how far from unity the gain may be of what is added to the hidden states
 LARGEST_MOVE = 0.3  # of the logarithm of the step
 SHARE_OF_LATEST = 0.3  # in the running mean of how sizes differ from the plan
@@ -45,24 +47,24 @@ class Budget:
     """Lets what is still to be coded meet the target.
 
     Attributes:
-        measure: What the target counts of a set of coded matrices.
+        measure: What the target counts of a set of coded matrices: `Coded` ones in memory, or the facts of payloads on disk.
         target: Not to be exceeded.
         slope: d log(size) / d log(step).
         step: At which matrices were planned.
         planned: All of them at that step.
-        done: Those that have been coded since, with what they were made from and their step.
+        done: Those that have been coded since, with what they were made from (jobs or tasks) and their step.
         growth: Size over what was planned, at the same step, of those.
     """
 
-    measure: Callable[[dict[str, Coded]], int]
+    measure: Callable[[dict[str, Any]], int]
     target: int
     slope: float
     step: float
-    planned: dict[str, Coded]
-    done: dict[str, tuple[Coded, Job, float]] = field(default_factory=dict)
+    planned: dict[str, Any]
+    done: dict[str, tuple[Any, Any, float]] = field(default_factory=dict)
     growth: float = 1.0
 
-    def coded(self) -> dict[str, Coded]:
+    def coded(self) -> dict[str, Any]:
         """All matrices as they stand."""
         return self.planned | {name: each for name, (each, _, _) in self.done.items()}
 
@@ -77,7 +79,7 @@ class Budget:
         move = math.log(max(room, 1) / max(planned * self.growth, 1)) / self.slope
         return self.step * math.exp(max(-LARGEST_MOVE, min(LARGEST_MOVE, move)))
 
-    def take(self, coded: dict[str, Coded], jobs: list[Job], step: float) -> None:
+    def take(self, coded: dict[str, Any], jobs: Sequence[Any], step: float) -> None:
         """Note what has been coded."""
         self.done |= {job.name: (coded[job.name], job, step) for job in jobs}
         planned = self.size(coded) * (step / self.step) ** self.slope
@@ -85,8 +87,12 @@ class Budget:
         if planned > 0:
             self.growth += SHARE_OF_LATEST * (found / planned - self.growth)
 
-    def settle(self, coding: Coding, workers: int) -> dict[str, Coded]:
-        """All matrices; the last ones are coded again at another step where the target is missed."""
+    def settle(self, code_again: Callable[[list[Any], float], dict[str, Any]]) -> dict[str, Any]:
+        """All matrices; the last ones are coded again at another step where the target is missed.
+
+        Args:
+            code_again: Codes jobs or tasks at a step.
+        """
         best, most = self.planned, -1
         for _ in range(TRIES):
             size = self.measure(self.coded())
@@ -99,7 +105,7 @@ class Budget:
             mine = self.measure({name: self.done[name][0] for name in latest}) - self.measure({})
             move = math.log(max(mine + self.target * (1 - CLOSE / 2) - size, 1) / max(mine, 1)) / self.slope
             step = steps[-1] * math.exp(max(-LARGEST_MOVE, min(LARGEST_MOVE, move)))
-            self.take(encode_all(list(jobs), coding, step, workers, quiet=True), list(jobs), step)
+            self.take(code_again(list(jobs), step), jobs, step)
         return best
 
 
@@ -149,14 +155,14 @@ def code_in_order(
             layer.open(plan.coded, groups)
             for group in groups:
                 differences = layer.compare(group, batches, states, coded_states)
-                corrected = [differences.corrected(by_name[name]) for name in group.names]
+                corrected = differences.corrected([by_name[name] for name in group.names])
                 step = budget.next_step(left)
                 coded = encode_all(corrected, coding, step, workers, quiet=True)
                 left = [name for name in left if name not in coded]
                 budget.take(coded, corrected, step)
                 layer.put(coded)
             states, coded_states = layer.advance(batches, states, coded_states)
-    return budget.settle(coding, workers)
+    return budget.settle(lambda again, step: encode_all(again, coding, step, workers, quiet=True))
 
 
 @dataclass(frozen=True)
@@ -174,33 +180,53 @@ class Group:
     adds: bool
 
 
-@dataclass
 class Differences:
-    """What a group meets and misses behind coded layers.
+    """What a group meets and misses behind coded layers, summed over tokens.
 
-    Attributes:
-        inputs: (N, N) second moment of x'.
-        missed: E[d x'^T] (M, N) of a group that adds, else E[(x - x') x'^T] (N, N).
+    Args:
+        num_columns: N of the group's matrices.
+        num_rows: M of a group that adds, else N.
         adds: See `Group`.
-        count: Tokens.
     """
 
-    inputs: Tensor
-    missed: Tensor
-    adds: bool
-    count: int
+    def __init__(self, num_columns: int, num_rows: int, adds: bool) -> None:
+        self.inputs, self.missed = torch.zeros(num_columns, num_columns), torch.zeros(num_rows, num_columns)
+        self.adds, self.count = adds, 0
 
-    def corrected(self, job: Job) -> Job:
-        """W* and the moments that it is coded with."""
-        inputs = self.inputs.double()
-        weight = job.weight.double()
-        missed = self.missed.double() if self.adds else weight @ self.missed.double()
-        power = inputs.diagonal()
-        share = RIDGE + RIDGE_OF_FEW_TOKENS * len(power) / self.count
-        ridge = torch.diag(share * (power + 0.01 * power.mean()) + 1e-30)
-        factor = torch.linalg.cholesky(inputs + ridge)
-        weight = weight + torch.cholesky_solve(missed.T, factor).T
-        return replace(job, weight=weight.float(), moments=Moments(self.inputs, job.moments.outputs))
+    def add(self, met: Tensor, difference: Tensor) -> None:
+        """More tokens: x' (..., N), and d (..., M) of a group that adds, else x - x' (..., N)."""
+        met, difference = (each.float().flatten(0, -2) for each in (met, difference))
+        self.inputs.addmm_(met.T, met)
+        self.missed.addmm_(difference.T, met)
+        self.count += len(met)
+
+    def moment(self) -> Tensor:
+        """E[x' x'^T] (N, N)."""
+        return self.inputs / self.count
+
+    def solver(self) -> Callable[[Tensor], Tensor]:
+        """W -> W* (M, N), for any W that meets these inputs."""
+        num_columns = len(self.inputs)
+        dtype = torch.float64 if num_columns <= DOUBLE_COLUMNS else torch.float32
+        inputs = self.inputs.to(dtype) / self.count
+        power = inputs.diagonal().clone()
+        share = RIDGE + RIDGE_OF_FEW_TOKENS * num_columns / self.count
+        inputs.diagonal().add_(share * (power + 0.01 * power.mean()) + 1e-30)
+        factor = torch.linalg.cholesky(inputs)
+
+        missed = self.missed.to(dtype) / self.count
+
+        def corrected(weight: Tensor) -> Tensor:
+            weight = weight.to(dtype)
+            mine = missed if self.adds else weight @ missed
+            return (weight + torch.cholesky_solve(mine.T, factor).T).float()
+
+        return corrected
+
+    def corrected(self, jobs: list[Job]) -> list[Job]:
+        """The jobs of W*, with the moments that it is coded with."""
+        solve, moment = self.solver(), self.moment()
+        return [replace(job, weight=solve(job.weight), moments=Moments(moment, job.moments.outputs)) for job in jobs]
 
 
 class Layer:
@@ -287,36 +313,34 @@ class Layer:
     def put(self, coded: dict[str, Coded]) -> None:
         """Use coded matrices in the copy."""
         for name, result in coded.items():
-            put_matrix(self.places[name], self.module(self.copy, name), result)
+            put_matrix(self.places[name], self.module(self.copy, name), result.matrix)
+
+    def observed(self, layer: nn.Module, group: Group, batch: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+        """What a group meets (..., N), and what is compared: the same, or the states (B, T, D) after what it adds."""
+        at = self.module(layer, group.names[0])
+        if not group.adds:
+            met = self.run(layer, batch, states, {at: inputs_seen(capture)})
+            return met, met
+        seen: list[Tensor] = []
+        given = self.run(layer, batch, states, self.silent(layer, group) | {at: inputs_seen(seen.append)})
+        (met,) = seen
+        return met, given
+
+    def differences(self, group: Group, width: int) -> Differences:
+        """Of a group, nothing added yet; hidden states have so many features."""
+        num_columns = self.places[group.names[0]].weight.shape[1]
+        return Differences(num_columns, width if group.adds else num_columns, group.adds)
 
     def compare(self, group: Group, batches: list[Tensor], states: list[Tensor], coded_states: list[Tensor]) -> Differences:
         """Run the layer behind the layers as they were, and its copy behind coded ones."""
-        num_columns = self.places[group.names[0]].weight.shape[1]
-        num_rows = states[0].shape[-1] if group.adds else num_columns
-        inputs, missed = torch.zeros(num_columns, num_columns), torch.zeros(num_rows, num_columns)
-        self._next, count = [], 0
+        sums, self._next = self.differences(group, states[0].shape[-1]), []
         for batch, mine, coded in zip(batches, states, coded_states, strict=True):
-            if group.adds:
-                seen: list[Tensor] = []
-                at = self.module(self.copy, group.names[0])
-                given = self.run(self.original, batch, mine, self.silent(self.original, group))
-                difference = given - self.run(
-                    self.copy, batch, coded, self.silent(self.copy, group) | {at: inputs_seen(seen.append)}
-                )
-                (met,) = seen
-                if not group.later:
-                    self._next.append(given)
-            else:
-                expected, met = (
-                    self.run(layer, batch, hidden, {self.module(layer, group.names[0]): inputs_seen(capture)})
-                    for layer, hidden in ((self.original, mine), (self.copy, coded))
-                )
-                difference = expected - met
-            met, difference = (each.float().flatten(0, -2) for each in (met, difference))
-            inputs.addmm_(met.T, met)
-            missed.addmm_(difference.T, met)
-            count += len(met)
-        return Differences(inputs / count, missed / count, group.adds, count)
+            _, wanted = self.observed(self.original, group, batch, mine)
+            met, given = self.observed(self.copy, group, batch, coded)
+            if group.adds and not group.later:
+                self._next.append(wanted)
+            sums.add(met, wanted - given)
+        return sums
 
     def advance(
         self, batches: list[Tensor], states: list[Tensor], coded_states: list[Tensor]
@@ -349,11 +373,11 @@ def silenced(_module: nn.Module, _args: Any, output: Any) -> Any:
     return torch.zeros_like(output) if isinstance(output, Tensor) else output
 
 
-def put_matrix(place: Place, module: nn.Module, coded: Coded) -> None:
+def put_matrix(place: Place, module: nn.Module, coded: CodedMatrix) -> None:
     """Overwrite a matrix of a module by what is coded."""
     tensor = getattr(module, place.parameter).data
     whole = tensor if place.index is None else tensor[place.index]
-    whole.copy_(KINDS[place.kind].parameter(decode_matrix(coded.matrix), whole.shape))
+    whole.copy_(KINDS[place.kind].parameter(decode_matrix(coded), whole.shape))
 
 
 @contextmanager
@@ -361,7 +385,7 @@ def replaced(places: dict[str, Place], coded: dict[str, Coded]) -> Iterator[None
     """Matrices of the model as they are coded, for a while."""
     kept = {name: place.tensor.detach().clone() for name, place in places.items()}
     for name, place in places.items():
-        put_matrix(place, place.module, coded[name])
+        put_matrix(place, place.module, coded[name].matrix)
     try:
         yield
     finally:

@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING, Any
 from quasitile.checkpoint import check_tensors, stored_bytes, tensor_headers
 from quasitile.checkpoint.shards import checksum, weight_files
 from quasitile.codec.coding import Coding
+from quasitile.compress.correct_streamed import layers_fit
 from quasitile.compress.fanout import fan_out
 from quasitile.compress.journal import Journal
 from quasitile.compress.layout import check_tiles
 from quasitile.compress.numbers import number_share
 from quasitile.compress.outofcore import Amounts, OutOfCore, stored_as
 from quasitile.compress.picture import layout
+from quasitile.compress.pieces import RESIDENT_NUMBERS
 from quasitile.compress.size import BITS_OF_NUMBER, parse_size
+from quasitile.compress.streaming import Walk
 from quasitile.compress.text import read_texts, token_windows
 from quasitile.errors import InputError
 from quasitile.folders import Stage, peak_memory_bytes, stage_folder, write_json
@@ -51,8 +54,6 @@ def wants_stream(model: str | Path, settings: CompressSettings) -> bool:
         reason = "modules, structure and skip need the model in memory; leave them out"
     elif settings.order != "none" or settings.axes.kind != "none":
         reason = "order and axes need the model in memory; leave them out"
-    elif settings.calibration.propagate == "corrected":
-        reason = "calibration.propagate=corrected needs the model in memory"
     if reason:
         if wish == "yes" or settings.calibration.propagate == "compressed":
             raise InputError(f"{model} cannot be streamed: {reason}")
@@ -142,8 +143,12 @@ def _compress(model: Path, text: Path, settings: CompressSettings, coding_for: C
     walk = work.calibrate(windows, amount.batch_size, settings.seed)
     clock.lap("calibrate")
     tasks = work.tasks()
-    facts, step = work.allocate(tasks, amounts, room, walk if amount.propagate == "compressed" else None)
+    plan = work.allocate(tasks, amounts, room, walk if amount.propagate == "compressed" else None)
+    facts, step, _ = plan
     clock.lap("code")
+    if corrects(walk, model, amount.propagate):
+        facts = work.correct(walk, tasks, amounts, plan)
+        clock.lap("correct")
     picture = work.picture(tasks, facts)
     work.write(facts, stage.path)
     if picture is not None:
@@ -162,6 +167,25 @@ def _compress(model: Path, text: Path, settings: CompressSettings, coding_for: C
         "calibration_tokens": windows.numel(),
         "matrices": [describe(task.name, task.shape, settings.tiling.name, facts[task.name]) for task in tasks],
     }
+
+
+def corrects(walk: Walk, model: Path, propagate: str) -> bool:
+    """Whether layers are coded behind coded ones, and make up for their errors.
+
+    Raises:
+        InputError: It is asked for and not possible.
+    """
+    if propagate not in ("auto", "corrected"):
+        return False
+    if layers_fit(walk):
+        return True
+    if propagate == "corrected":
+        raise InputError(
+            f"calibration.propagate=corrected is not possible: a layer of {model} has more than {RESIDENT_NUMBERS} weights, "
+            "and correction needs one in memory; set it to original"
+        )
+    say("  not coded behind coded layers: a layer is too large to be in memory")
+    return False
 
 
 class Clock:

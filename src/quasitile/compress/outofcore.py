@@ -18,7 +18,9 @@ from quasitile.codec.coding import Coding
 from quasitile.codec.packing import unpack
 from quasitile.codec.plain import block_edges, column_cuts, input_side, is_plain
 from quasitile.codec.tiling import TILINGS
-from quasitile.compress.allocate import TOLERANCE, estimated_bytes, next_point, residual_bytes, solve
+from quasitile.compress.allocate import TOLERANCE, estimated_bytes, next_point, residual_bytes, slope_through, solve
+from quasitile.compress.correct import Budget
+from quasitile.compress.correct_streamed import StreamedCorrection
 from quasitile.compress.fanout import Run
 from quasitile.compress.journal import Journal
 from quasitile.compress.pieces import Pieces
@@ -150,20 +152,21 @@ class OutOfCore:
         self.journal.done("sampled", step=step, slope=slope)
         return step, slope
 
-    def code_all(self, tasks: list[MatrixTask], number: int, step: float) -> dict[str, dict[str, Any]]:
-        """One pass: every matrix at a step, its payload in a file, its facts in the journal."""
-        facts = {task.name: self.journal.recall(f"pass/{number}/{task.name}") for task in tasks}
+    def code_all(self, tasks: list[MatrixTask], part: int | str, step: float, quiet: bool = False) -> dict[str, dict[str, Any]]:
+        """One pass, or a part of one: every matrix at a step, its payload in a file, its facts in the journal."""
+        facts = {task.name: self.journal.recall(f"pass/{part}/{task.name}") for task in tasks}
         left = [task for task in tasks if facts[task.name] is None]
-        files = {task.name: f"payloads/{number}/{task.name}" for task in left}
+        files = {task.name: f"payloads/{part}/{task.name}" for task in left}
         calls = [(task, step, self.journal.path(files[task.name])) for task in left]
-        for place, found in track(self.run(code, calls), f"code {len(left)} matrices", total=len(left)):
+        results = self.run(code, calls)
+        for place, found in results if quiet else track(results, f"code {len(left)} matrices", total=len(left)):
             name = left[place].name
-            facts[name] = self.journal.done(f"pass/{number}/{name}", files[name], **found)
+            facts[name] = self.journal.done(f"pass/{part}/{name}", files[name], **found)
         return {name: each for name, each in facts.items() if each is not None}
 
     def allocate(
         self, tasks: list[MatrixTask], amounts: Amounts, room_bytes: float, behind_coded: Walk | None = None
-    ) -> tuple[dict[str, dict[str, Any]], float]:
+    ) -> tuple[dict[str, dict[str, Any]], float, float]:
         """Code all matrices at the step that meets the target (see `allocate.allocate`).
 
         Args:
@@ -173,7 +176,7 @@ class OutOfCore:
             behind_coded: The calibration, if moments of inputs are to be those behind coded layers.
 
         Returns:
-            The facts of each matrix (see `tasks.code`) with its `file`, and the step.
+            The facts of each matrix (see `tasks.code`) with its `file`, the step, and about d log(size) / d log(step) there.
 
         Raises:
             InputError: The target cannot be met.
@@ -208,7 +211,26 @@ class OutOfCore:
             raise InputError(
                 f"the target of {amounts.target} cannot be met: it still takes {size} at the largest step tried; raise --size"
             )
-        return self.code_all(tasks, *best), best[1]
+        return self.code_all(tasks, *best), best[1], slope_through(points, slope)
+
+    def correct(
+        self, walk: Walk, tasks: list[MatrixTask], amounts: Amounts, plan: tuple[dict[str, dict[str, Any]], float, float]
+    ) -> dict[str, dict[str, Any]]:
+        """Code the layers again, each behind the coded ones before it (see `correct_streamed`).
+
+        Args:
+            walk: The calibration, done.
+            tasks: Of all matrices.
+            amounts: What the target counts.
+            plan: What `allocate` returned.
+
+        Returns:
+            The facts of each matrix.
+        """
+        facts, step, slope = plan
+        budget = Budget(amounts.total, amounts.target, slope, step, facts)
+        by_name = {task.name: task for task in tasks}
+        return StreamedCorrection(walk, by_name, budget, lambda some, part, at: self.code_all(some, part, at, quiet=True)).run()
 
     def _forget(self, tasks: list[MatrixTask], number: int) -> None:
         """Remove payloads that are not the best any more."""

@@ -85,17 +85,21 @@ class Pieces(Stack):
         self._unloaded = {}
         self.skeleton.drop()
 
-    def before(self, batch: Tensor, sums: Sums | None = None) -> Tensor:
+    def before(self, batch: Tensor, sums: Sums | None = None, rows_of: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """What the first layer is given (B, T, D); the weights outside the stack must be loaded.
 
         Args:
             batch: (B, T) token ids.
             sums: Of the table; then gradients flow back to its output and are added.
+            rows_of: Rows of another table by their numbers, instead of those on disk.
         """
         key = self.skeleton.direct(self.embedding_name)
         assert key is not None
         ids, places = batch.unique(return_inverse=True)
-        rows = torch.cat([self.skeleton.reader.rows(key, int(row), int(row) + 1) for row in ids]).float()
+        if rows_of is not None:
+            rows = rows_of(ids)
+        else:
+            rows = torch.cat([self.skeleton.reader.rows(key, int(row), int(row) + 1) for row in ids]).float()
         kept = self.embedding._parameters["weight"], self.embedding.padding_idx
         original = type(self.embedding).forward
         plain = original is nn.Embedding.forward

@@ -58,7 +58,7 @@ class CalibrationSettings(Settings):
     propagate: Literal["auto", "original", "compressed", "corrected"] = Field(
         default="auto",
         description="what a layer is coded behind: layers as they were, coded ones (streamed), or coded ones whose errors it "
-        "makes up for (in memory); auto: the last, original where the model is streamed",
+        "makes up for; auto: the last, original where that is not possible",
     )
     moment_bytes: int = Field(
         default=64 * 2**20, ge=2**12, description="a larger second moment is kept as diagonal blocks of so many (streamed)"
@@ -73,8 +73,6 @@ class CalibrationSettings(Settings):
     def _compressed_is_streamed(self) -> CalibrationSettings:
         if self.propagate == "compressed" and self.stream == "no":
             raise ValueError("propagate=compressed works layer by layer; leave stream at auto, or set it to yes")
-        if self.propagate == "corrected" and self.stream == "yes":
-            raise ValueError("propagate=corrected needs the model in memory; leave stream at auto, or set it to no")
         return self
 
 

@@ -26,6 +26,7 @@ from quasitile.compress.states import StateWriter, read_states
 from quasitile.progress import track
 from quasitile.runtime import Place
 
+BEHIND = "coded-"  # begins the names of states behind coded layers, which are made later
 LOGIT_NUMBERS = 1 << 24  # of one batch, after the last layer; a few arrays of them are in memory at a time
 
 
@@ -78,7 +79,8 @@ def calibrate_streamed(walk: Walk) -> None:
         backwards(walk)
         walk.journal.done("calibrated", prices=unseen_prices(walk))
     for file in walk.journal.path("states/x").parent.iterdir():
-        file.unlink()
+        if not file.name.startswith(BEHIND):
+            file.unlink()
 
 
 def forwards(walk: Walk) -> None:

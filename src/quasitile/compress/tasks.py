@@ -50,6 +50,7 @@ class MatrixTask:
         version: Of the moments' files.
         tiling: Name, shorter side and seed.
         coding: How.
+        weight_file: With other weights than the model's, as `weight`.
     """
 
     folder: str
@@ -61,6 +62,7 @@ class MatrixTask:
     version: str
     tiling: tuple[str, int, int]
     coding: Coding
+    weight_file: Path | None = None
 
     def tiles(self) -> Tiling:
         """Its tiling."""
@@ -73,6 +75,8 @@ class MatrixTask:
         Raises:
             InputError: They hold NaN or infinite values.
         """
+        if self.weight_file is not None:
+            return TensorReader(self.weight_file).rows("weight", start, stop)
         if self.key is None:
             weight = _converted(self.folder, self.identity, self.name)[start:stop]
         else:
