@@ -247,7 +247,7 @@ def optimizer_of(student: nn.Module, settings: AlignSettings) -> torch.optim.Opt
         (small, settings.norm_learning_rate),
     )
     groups = [{"params": parameters, "lr": rate, "peak": rate} for parameters, rate in rates if parameters and rate]
-    return torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.0, foreach=True)
+    return torch.optim.AdamW(groups, betas=(settings.momentum, 0.99), weight_decay=0.0, foreach=True)
 
 
 def whole_student(model: str | Path, settings: AlignSettings) -> Any:
