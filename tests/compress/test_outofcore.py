@@ -20,7 +20,7 @@ from quasitile.runtime.load import uncoded
 
 BASE = {
     "size": "50%", "tiling": {"short": 16}, "workers": 1,
-    "calibration": {"num_windows": 6, "num_tokens": 32, "batch_size": 4, "stream": "yes"},
+    "calibration": {"num_windows": 6, "num_tokens": 32, "batch_size": 4, "stream": "yes", "propagate": "corrected"},
 }  # fmt: skip
 UNTIMED = ("provenance.json", "metrics.jsonl")  # what says when and how fast
 NUM_KILLS = 20

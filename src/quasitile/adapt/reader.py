@@ -90,11 +90,6 @@ class Reader:
                 values.requires_grad_(block in kept)
         return chosen
 
-    def set_rate(self, factor: float) -> None:
-        """Learn at this share of the rate."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = factor * self.settings.learning_rate
-
     def snapshot(self) -> list[list[Tensor]]:
         """All coefficients as they are."""
         return [[values.detach().clone() for values in block.coefficients()] for block in self.blocks]

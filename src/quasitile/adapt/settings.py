@@ -31,9 +31,6 @@ class AdaptSettings(Settings):
     select: Literal[*SELECTIONS] = "usage"  # type: ignore[valid-type]
     select_share: float = Field(default=0.5, gt=0, le=1, description="of the blocks that learn from a section")
     learning_rate: float = Field(default=0.01, gt=0, description="rounding steps a step of Adam")
-    schedule: Literal["constant", "linear"] = Field(
-        default="constant", description="of the rate over the whole reading; linear: up for a twentieth of it, then down"
-    )
     jitter: float = Field(
         default=0.45, ge=0, lt=0.5, description="how far coefficients start from their whole numbers, at random"
     )

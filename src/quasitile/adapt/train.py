@@ -14,7 +14,7 @@ from quasitile.adapt.reader import Reader, draw, open_reader, prepare
 from quasitile.adapt.settings import AdaptSettings
 from quasitile.adapt.teach import teach
 from quasitile.align.state import State
-from quasitile.align.steps import batch_kept, held_out_nats, rate_factor
+from quasitile.align.steps import batch_kept, held_out_nats
 from quasitile.checkpoint import stored_bytes
 from quasitile.checkpoint.shards import INDEX, checksum
 from quasitile.compress.refit import pack_within
@@ -132,8 +132,6 @@ def read_sections(reader: Reader, lessons: list[Lesson], stage: Stage, inputs: M
             if not place:
                 ordered = ORDERS[settings.order](lessons, reader.rng, reader.difficulty)
                 order = [next(at for at, lesson in enumerate(lessons) if lesson is each) for each in ordered]
-            if settings.schedule == "linear":
-                reader.set_rate(rate_factor(done / (len(lessons) * num_rounds)))
             line = course.read(Visit(lessons[order[place]], num_steps, number))
             stage.metric(**line)
             meter.advance(f"{line['tokens_per_second']:,.0f} tokens/s")

@@ -17,7 +17,9 @@ class AlignSettings(Settings):
     batch_size: int = Field(default=16, ge=1, description="windows a step, of all processes together")
     num_tokens: int = Field(default=256, ge=2, description="a window")
     learning_rate: float = Field(default=0.003, gt=0, description="rounding steps a step of Adam")
-    momentum: float = Field(default=0.9, ge=0, lt=1, description="of gradients; more averages more noise away, and needs more steps")
+    momentum: float = Field(
+        default=0.9, ge=0, lt=1, description="of gradients; more averages more noise away, and needs more steps"
+    )
     scale_learning_rate: float = Field(default=0.005, ge=0, description="of the components' scales, relative")
     jitter: float = Field(
         default=0.45, ge=0, lt=0.5, description="how far coefficients start from their whole numbers, at random"

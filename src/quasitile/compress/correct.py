@@ -35,7 +35,7 @@ from quasitile.runtime import Place
 from quasitile.runtime.layers import KINDS
 
 RIDGE, RIDGE_OF_FEW_TOKENS = 0.05, 4.0  # shares of the mean power; the second times columns over tokens
-DOUBLE_COLUMNS = 8192  # more are solved in single precision
+DOUBLE_COLUMNS = 4096  # of more, the factor is single precision too
 SAME = 1e-3  # how far from unity the gain may be of what is added to the hidden states
 LARGEST_MOVE = 0.3  # of the logarithm of the step
 SHARE_OF_LATEST = 0.3  # in the running mean of how sizes differ from the plan
@@ -205,27 +205,28 @@ class Differences:
         return self.inputs / self.count
 
     def solver(self) -> Callable[[Tensor], Tensor]:
-        """W -> W* (M, N), for any W that meets these inputs."""
+        """W -> W* (M, N), for any W that meets these inputs. Works in the place of `inputs`, which are gone then."""
         num_columns = len(self.inputs)
-        dtype = torch.float64 if num_columns <= DOUBLE_COLUMNS else torch.float32
-        inputs = self.inputs.to(dtype) / self.count
+        inputs = self.inputs.div_(self.count)
+        if num_columns <= DOUBLE_COLUMNS:
+            inputs = inputs.double()
         power = inputs.diagonal().clone()
         share = RIDGE + RIDGE_OF_FEW_TOKENS * num_columns / self.count
         inputs.diagonal().add_(share * (power + 0.01 * power.mean()) + 1e-30)
-        factor = torch.linalg.cholesky(inputs)
-
-        missed = self.missed.to(dtype) / self.count
+        lower, info = inputs.mT, torch.zeros((), dtype=torch.int32)  # a view by columns, as LAPACK writes it
+        torch.linalg.cholesky_ex(lower, out=(lower, info), check_errors=True)
+        lower, missed = lower.float(), self.missed / self.count
 
         def corrected(weight: Tensor) -> Tensor:
-            weight = weight.to(dtype)
             mine = missed if self.adds else weight @ missed
-            return (weight + torch.cholesky_solve(mine.T, factor).T).float()
+            half = torch.linalg.solve_triangular(lower.mT, mine, upper=True, left=False)
+            return torch.linalg.solve_triangular(lower, half, upper=False, left=False).add_(weight)
 
         return corrected
 
     def corrected(self, jobs: list[Job]) -> list[Job]:
         """The jobs of W*, with the moments that it is coded with."""
-        solve, moment = self.solver(), self.moment()
+        moment, solve = self.moment(), self.solver()
         return [replace(job, weight=solve(job.weight), moments=Moments(moment, job.moments.outputs)) for job in jobs]
 
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from quasitile.compress.settings import CompressSettings
 
 STREAM_SHARE = 0.25  # of the available memory; a model in memory needs about three times its size in float32
+CORRECTED_BITS = 3.0  # above so many a weight, errors are too small to be worth the time from disk
 WORK = "work"
 CodingFor = Callable[[float], Coding]  # from the share of the weights' numbers that are stored, see `numbers`
 
@@ -146,7 +147,7 @@ def _compress(model: Path, text: Path, settings: CompressSettings, coding_for: C
     plan = work.allocate(tasks, amounts, room, walk if amount.propagate == "compressed" else None)
     facts, step, _ = plan
     clock.lap("code")
-    if corrects(walk, model, amount.propagate):
+    if corrects(walk, model, amount.propagate, 8 * room / sum(math.prod(task.shape) for task in tasks)):
         facts = work.correct(walk, tasks, amounts, plan)
         clock.lap("correct")
     picture = work.picture(tasks, facts)
@@ -169,13 +170,19 @@ def _compress(model: Path, text: Path, settings: CompressSettings, coding_for: C
     }
 
 
-def corrects(walk: Walk, model: Path, propagate: str) -> bool:
+def corrects(walk: Walk, model: Path, propagate: str, bits: float) -> bool:
     """Whether layers are coded behind coded ones, and make up for their errors.
+
+    Args:
+        walk: The calibration.
+        model: For the message.
+        propagate: See `CalibrationSettings`.
+        bits: A weight.
 
     Raises:
         InputError: It is asked for and not possible.
     """
-    if propagate not in ("auto", "corrected"):
+    if propagate not in ("auto", "corrected") or (propagate == "auto" and bits > CORRECTED_BITS):
         return False
     if layers_fit(walk):
         return True

@@ -58,7 +58,7 @@ class CalibrationSettings(Settings):
     propagate: Literal["auto", "original", "compressed", "corrected"] = Field(
         default="auto",
         description="what a layer is coded behind: layers as they were, coded ones (streamed), or coded ones whose errors it "
-        "makes up for; auto: the last, original where that is not possible",
+        "makes up for; auto: the last, but original where that is not possible, or streamed and above 3 bits a weight",
     )
     moment_bytes: int = Field(
         default=64 * 2**20, ge=2**12, description="a larger second moment is kept as diagonal blocks of so many (streamed)"
