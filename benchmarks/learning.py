@@ -5,8 +5,8 @@
 The model is the embedded one, compressed to `--size`; the papers are the embedded articles, of which one is held out, or
 `--papers`. Every variant takes the gradient steps and the tokens that `sections` takes with the same seed (replayed text
 counts). `sections` goes through the corpus once for every gradient step of a section (`order: cyclic`) and learns questions
-alone, on the half of the blocks whose gradient they raise most. Needs PEFT for LoRA (`pip install quasitile[peft]`). Writes a JSON line a variant and seed and repeats none that
-is there; `--table` prints what is there and runs nothing.
+alone, on the half of the blocks whose gradient they raise most. Needs PEFT for LoRA (`pip install quasitile[peft]`).
+Writes a JSON line a variant and seed and repeats none that is there; `--table` prints what is there and runs nothing.
 """
 
 from __future__ import annotations
