@@ -10,9 +10,10 @@ from tests.conftest import plainly_compressed, read_paper
 
 from quasitile import AdaptSettings, CompressSettings, InputError, adapt, compress, load_model
 from quasitile.adapt.curriculum import ORDERS, Lesson, read_lessons, rounds, spread
-from quasitile.adapt.examples import IGNORED, answer_tokens, padded
+from quasitile.adapt.examples import IGNORED, answer_loss, answer_tokens, padded
 from quasitile.adapt.reader import open_reader, prepare
 from quasitile.adapt.select import SELECTIONS, gradient_powers, rank_blocks, usage
+from quasitile.adapt.teach import teach
 from quasitile.adapt.train import Course, costs_too_much, replay_pressure
 from quasitile.align.losses import language_model_nats
 from quasitile.checkpoint import stored_bytes
@@ -208,6 +209,33 @@ def test_what_a_gradient_weighs_is_its_mean_square(compressed):
     language_model_nats(model(tokens, use_cache=False).logits, tokens).backward()
     grads = torch.cat([values.grad.flatten() for values in block.coefficients()])
     assert found[block] == pytest.approx(float(grads.square().mean()), rel=1e-4)
+
+
+def test_blocks_chosen_by_gradient_are_those_of_what_is_taught_and_learn_alone(compressed, reading, text_file, model_folder):
+    chosen = settings(select="gradient", text_weight=0, num_questions=100, num_revisited=0, select_share=0.3)
+    reader = open_reader(compressed, model_folder, text_file, chosen)
+    prepare(reader)
+    lesson = read_lessons(reading)[0]
+
+    def loss():
+        tokens, mask, labels = reader.batch(lesson.records)
+        return answer_loss(reader.model(tokens, attention_mask=mask, use_cache=False).logits, labels)
+
+    found = gradient_powers(reader.model, loss)
+    ratio = {block: found[block] / usual for block, usual in zip(reader.blocks, reader.background, strict=True)}
+    expected = set(sorted(reader.blocks, key=lambda block: -ratio[block])[: round(0.3 * len(reader.blocks))])
+    before = reader.snapshot()
+    reader.choose(lesson)
+    losses = teach(reader, lesson, [], 2)
+    assert losses["replay_nats"] > 0
+    moved = {
+        block
+        for block, old in zip(reader.blocks, before, strict=True)
+        if any(not torch.equal(values, was) for values, was in zip(block.coefficients(), old, strict=True))
+    }
+    assert moved == set(reader.chosen)
+    assert len(moved) == len(expected)
+    assert len(moved & expected) > 0.9 * len(expected)  # products are in half precision there
 
 
 @pytest.mark.parametrize(

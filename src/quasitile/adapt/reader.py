@@ -12,7 +12,7 @@ from torch import Tensor
 
 from quasitile.adapt.curriculum import Lesson, Record
 from quasitile.adapt.examples import answer_loss, answer_tokens, padded
-from quasitile.adapt.select import MEASURED, SELECTIONS, gradient_powers, learning_parts, rank_blocks, usage
+from quasitile.adapt.select import SELECTIONS, gradient_power, gradient_powers, learning_parts, rank_blocks, usage
 from quasitile.adapt.settings import AdaptSettings
 from quasitile.align.losses import language_model_nats
 from quasitile.align.steps import half_precision
@@ -36,6 +36,7 @@ class Reader:
     background: list[float]
     optimizer: torch.optim.Optimizer
     rng: random.Random
+    chosen: list[RankBlock] | None = None  # that learn from the section; nothing while they are still to be chosen
 
     def batch(self, records: list[Record]) -> tuple[Tensor, Tensor, Tensor]:
         """Token ids, mask and labels of questions with their answers, each (B, T)."""
@@ -58,37 +59,59 @@ class Reader:
         """Nats a token of a section's answers, one question a fact."""
         return self.answer_nats(lesson.asked(4))
 
-    def weigh(self, text: Tensor, records: list[Record]) -> list[float]:
-        """What each block counts for a section, as `select` measures it: its use, or its gradient."""
-        if self.settings.select not in MEASURED:
-            return [1.0] * len(self.blocks)
+    def weigh_background(self) -> list[float]:
+        """What each block counts for background text, as `select` measures it: its use, or its gradient."""
+        text = self.watched
         if self.settings.select == "usage":
             found = usage(self.model, text)
-        else:
+        elif self.settings.select == "gradient":
 
             def loss() -> Tensor:
                 with half_precision():
-                    if not records:
-                        return language_model_nats(self.model(text, use_cache=False).logits, text)
-                    tokens, mask, labels = self.batch(records)
-                    return answer_loss(self.model(tokens, attention_mask=mask, use_cache=False).logits, labels)
+                    return language_model_nats(self.model(text, use_cache=False).logits, text)
 
             found = gradient_powers(self.model, loss)
+        else:
+            return [1.0] * len(self.blocks)
         return [found[block] for block in self.blocks]
 
-    def choose(self, lesson: Lesson) -> list[RankBlock]:
-        """Select the blocks that will learn from a section, and freeze the others."""
-        settings = self.settings
-        here = self.weigh(self.text(lesson, settings.text_tokens), draw(lesson.records, settings.num_questions, self.rng))
-        count = max(1, round(settings.select_share * len(self.blocks)))
-        chosen = SELECTIONS[settings.select](self.blocks, here, self.background, count, self.rng)
+    def choose(self, lesson: Lesson) -> None:
+        """Select the blocks that will learn from a section, and freeze the others.
+
+        By gradient, all of them stay as they are until the first step has one: see `choose_by_gradient`.
+        """
+        if self.settings.select == "gradient":
+            self.chosen = None
+            self.let_learn(self.blocks)
+            return
+        here = [1.0] * len(self.blocks)
+        if self.settings.select == "usage":
+            found = usage(self.model, self.text(lesson, self.settings.text_tokens))
+            here = [found[block] for block in self.blocks]
+        self.take(here)
+
+    def choose_by_gradient(self) -> None:
+        """Select the blocks by the gradients that they have now, and freeze the others."""
+        self.take([gradient_power(block) for block in self.blocks])
+
+    def take(self, here: list[float]) -> None:
+        """Select blocks by what each counts for a section."""
+        count = max(1, round(self.settings.select_share * len(self.blocks)))
+        self.chosen = SELECTIONS[self.settings.select](self.blocks, here, self.background, count, self.rng)
+        self.let_learn(self.chosen)
+
+    def let_learn(self, chosen: list[RankBlock]) -> None:
+        """These blocks learn, the others are frozen and lose the gradients that they have."""
         kept = set(chosen)
         for block in self.blocks:
             for values in block.coefficients():
                 values.requires_grad_(False)
-            for values in learning_parts(block, settings.trains):
-                values.requires_grad_(block in kept)
-        return chosen
+            if block not in kept:
+                for values in block.coefficients():
+                    values.grad = None
+                continue
+            for values in learning_parts(block, self.settings.trains):
+                values.requires_grad_(True)
 
     def snapshot(self) -> list[list[Tensor]]:
         """All coefficients as they are."""
@@ -146,7 +169,7 @@ def prepare(reader: Reader) -> None:
     reader.blocks = [block for block in rank_blocks(reader.model) if learning_parts(block, settings.trains)]
     if not reader.blocks:
         raise InputError(f"adapt.trains={settings.trains}: no block of this model has any; leave it at all")
-    reader.background = reader.weigh(reader.watched, [])
+    reader.background = reader.weigh_background()
     parameters = [values for block in reader.blocks for values in learning_parts(block, settings.trains)]
     reader.optimizer = torch.optim.AdamW(
         parameters, lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, foreach=True

@@ -86,13 +86,17 @@ def gradient_powers(model: Any, loss: Callable[[], Tensor]) -> dict[RankBlock, f
         for values in block.coefficients():
             values.requires_grad_(True).grad = None
     loss().backward()
-    found = {}
+    found = {block: gradient_power(block) for block in blocks}
     for block in blocks:
-        grads = [values.grad for values in block.coefficients() if values.grad is not None]
-        found[block] = float(sum(grad.square().sum() for grad in grads)) / max(1, sum(grad.numel() for grad in grads))
         for values in block.coefficients():
             values.grad = None
     return found
+
+
+def gradient_power(block: RankBlock) -> float:
+    """Mean square of the gradient that a block's coefficients have now; 0 where they have none."""
+    grads = [values.grad for values in block.coefficients() if values.grad is not None]
+    return float(sum(grad.square().sum() for grad in grads)) / max(1, sum(grad.numel() for grad in grads))
 
 
 def by_ratio(blocks: list[RankBlock], here: Usage, background: Usage, count: int, rng: random.Random) -> list[RankBlock]:
@@ -117,7 +121,7 @@ def nothing(blocks: list[RankBlock], here: Usage, background: Usage, count: int,
     return []
 
 
-# By `usage` and by `gradient` differ in what is measured of the section and of background text: see `Reader.weigh`.
+# By `usage` and by `gradient` differ in what is measured of the section and of background text: see `Reader.choose`.
 SELECTIONS: dict[str, Callable[[list[RankBlock], Usage, Usage, int, random.Random], list[RankBlock]]] = {
     "usage": by_ratio,
     "gradient": by_ratio,
@@ -125,4 +129,3 @@ SELECTIONS: dict[str, Callable[[list[RankBlock], Usage, Usage, int, random.Rando
     "all": every,
     "none": nothing,
 }
-MEASURED = ("usage", "gradient")

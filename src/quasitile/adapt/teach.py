@@ -48,17 +48,32 @@ def teach(
         records += draw(earlier, settings.num_revisited, reader.rng)
         with half_precision(), held_weights(reader.model):
             losses, counted = step_losses(reader, records, lesson, reader.text(lesson, settings.text_tokens))
-        total = sum((weight * losses[name] for name, weight in zip(LOSSES, weights, strict=True)), torch.zeros(()))
+        parts = {name: weight * losses[name] for name, weight in zip(LOSSES, weights, strict=True)}
+        replay = parts.pop("replay_nats")
+        taught = sum(parts.values(), torch.zeros(()))
+        total = taught + replay
         if not torch.isfinite(total):
             place = f"{lesson.document}, section {lesson.section}"
             raise not_finite(total, place, "adapt", [[m["content"] for m in record["messages"]] for record in records])
         reader.optimizer.zero_grad(set_to_none=True)
         if total.requires_grad:
-            total.backward()
+            backward(reader, taught, replay)
             reader.optimizer.step()
         sums = {name: value + losses[name].item() / num_steps for name, value in sums.items()}
         num_tokens += counted
     return {**sums, "tokens": num_tokens}
+
+
+def backward(reader: Reader, taught: Tensor, replay: Tensor) -> None:
+    """Gradients of the blocks that learn; where they are still to be chosen, by the gradient of what is taught alone."""
+    if reader.chosen is not None or not taught.requires_grad:
+        (taught + replay).backward()
+        return
+    taught.backward(retain_graph=replay.requires_grad)  # both are products of the same weights
+    reader.choose_by_gradient()
+    if replay.requires_grad:
+        replay.backward()
+        reader.let_learn(reader.chosen or [])  # the graph still knows the others
 
 
 def step_losses(reader: Reader, records: list[Record], lesson: Lesson, text: Tensor) -> tuple[dict[str, Tensor], int]:

@@ -179,7 +179,7 @@ class Course:
         reader, settings, lesson = self.reader, self.reader.settings, visit.lesson
         asked = lesson.asked(settings.num_asked)
         rows = self.ask(asked, visit, 0)
-        chosen = reader.choose(lesson)
+        reader.choose(lesson)
         saved = reader.snapshot()
         earlier = list(self.taught.values())
         losses = self.teach(lesson, earlier, visit.num_steps)
@@ -200,7 +200,7 @@ class Course:
             "general_nats": cost,
             "kept_share": kept,
             "undone": not kept,
-            "num_blocks_trained": len(chosen),
+            "num_blocks_trained": len(reader.chosen or []),
             "num_blocks": len(reader.blocks),
             "tokens_per_second": round(self.num_tokens / max(seconds, 1e-9), 1),
             "seconds": round(seconds, 2),
