@@ -1,0 +1,137 @@
+"""What alignment wins back: damage before and after, by form, size, tokens and loss.
+
+    python benchmarks/alignment.py --text TRAIN.jsonl --general TEST.jsonl [--forms best paper] [--bits 2 0.5] [--losses '*']
+
+A form is a recipe of `recipes/`, compressed without a trellis (docs/learning.md says why). Every one of `--rates` is tried with
+`--tokens-tried` tokens of the same text; the best on held-out windows of it goes on with each of `--train-tokens`.
+`--losses` takes names of LOSSES below, or patterns. Compressed models are kept in `--models`. Writes a JSON line a model
+and a run to `--out` and repeats none that is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from measure import WINDOW_TOKENS, Bench, Results, common_arguments, interval, markdown, recipe_of  # beside this file
+from rich.console import Console
+
+from quasitile import AlignSettings, CompressSettings, align, compress, load_model
+
+BATCH, SMALL_BATCH = 16, 4  # windows a step; the second below FEW tokens, so that there are steps at all
+FEW = 50_000
+LOGITS = "KL of the predictions"
+LOSSES: dict[str, dict[str, Any]] = {
+    LOGITS: {"hidden_weight": 0},
+    "+ KL of hidden states": {"hidden_weight": 0.05, "divergence": "kl"},
+    "+ JS of hidden states": {"hidden_weight": 0.05, "divergence": "js"},
+    "+ W1 of hidden states": {"hidden_weight": 0.05, "divergence": "w1"},
+    "+ MSE of hidden states": {"hidden_weight": 0.05, "divergence": "mse"},
+    "+ KL, through the vocabulary": {"hidden_weight": 0.05, "reading": "vocabulary"},
+    "+ KL, as Gaussians": {"hidden_weight": 0.05, "reading": "gaussian"},
+    "KL of hidden states alone (Eq. 5)": {"logit_weight": 0, "hidden_weight": 1},
+    "next token alone": {"logit_weight": 0, "hidden_weight": 0, "language_model_weight": 1},
+}
+
+
+class Alignment:
+    """Models under test, made once, and runs on them."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.bench, self.results = args, Bench(args), Results(args.out)
+
+    def model(self, form: str, bits: float, seed: int) -> tuple[Path, dict[str, Any]]:
+        """A compressed model and how much was lost."""
+        bench, out = self.bench, self.args.models / f"{form}-{bits:g}-{self.args.windows}-{seed}"
+
+        def make() -> dict[str, Any]:
+            changes = {**recipe_of(form), "trellis": 1, "seed": seed, "workers": self.args.workers}
+            changes["size"] = f"{int(bits * bench.num_parameters / 8) / 1000:.3f}KB"
+            amounts = {"num_windows": self.args.windows, "num_tokens": WINDOW_TOKENS}
+            changes["calibration"] = {**changes.get("calibration", {}), **amounts}
+            summary = compress(bench.location, out, text=bench.text, settings=CompressSettings.model_validate(changes))
+            return {"stored_bytes": summary["stored_bytes"], **bench.score(load_model(out)[0])}
+
+        key = {**bench.setting, "variant": "compressed", "form": form, "bits": bits, "seed": seed}
+        line = self.results.once(key, make)
+        if not out.exists():
+            make()  # of an earlier run, whose folder is gone
+        return out, line
+
+    def run(self, form: str, bits: float, seed: int, tokens: int, rate: float, loss: str) -> dict[str, Any]:
+        """Align, and score what was stored."""
+        bench, (model, _) = self.bench, self.model(form, bits, seed)
+        batch = SMALL_BATCH if tokens < FEW else BATCH
+        num_steps = round(tokens / (batch * WINDOW_TOKENS))
+
+        def go() -> dict[str, Any]:
+            amounts = {"num_steps": num_steps, "batch_size": batch, "num_tokens": WINDOW_TOKENS, "learning_rate": rate}
+            fixed = {"price_bits": False, "save_every": 0, "seed": seed}
+            settings = AlignSettings.model_validate({**amounts, **fixed, **LOSSES[loss]})
+            started = time.process_time()
+            with tempfile.TemporaryDirectory() as folder:
+                out = Path(folder) / "aligned"
+                summary = align(model, out, teacher=bench.location, text=bench.text, settings=settings)
+                scores = bench.score(load_model(out)[0])
+            held_out = {"held_out_nats": summary["damage_after_nats"], "stored_bytes": summary["stored_bytes"]}
+            return {**held_out, **scores, "cpu_seconds": round(time.process_time() - started, 1)}
+
+        key = {
+            "variant": "aligned",
+            "form": form,
+            "bits": bits,
+            "seed": seed,
+            "tokens_trained": num_steps * batch * WINDOW_TOKENS,
+        }
+        return self.results.once({**bench.setting, **key, "rate": rate, "loss": loss}, go)
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    """Damage before and after, by form, size, loss, tokens and rate."""
+    before = {(line["form"], line["bits"], line["seed"]): line for line in lines if line["variant"] == "compressed"}
+    groups: dict[tuple, list[dict[str, Any]]] = {}
+    for line in lines:
+        if line["variant"] == "aligned":
+            name = line["form"], line["bits"], line["loss"], line["tokens_trained"], line["rate"]
+            groups.setdefault(name, []).append(line)
+    rows = []
+    for (form, bits, loss, tokens, rate), group in sorted(groups.items(), key=lambda entry: (entry[0][:2], entry[0][3:])):
+        cells = [form, f"{bits:g}", loss, f"{tokens // 1000} k", f"{rate:g}", str(len(group))]
+        for score in ("damage_nats", "divergence_nats"):
+            starts = [before[form, bits, line["seed"]][score] for line in group]
+            won = [100 * (1 - line[score] / start) for line, start in zip(group, starts, strict=True)]
+            cells += [interval(starts), interval([line[score] for line in group]), f"{sum(won) / len(won):.0f} %"]
+        rows.append(tuple(cells))
+    names = ("form", "bits", "loss", "tokens", "rate", "seeds")
+    return markdown((*names, "damage before", "after", "won back", "divergence before", "after", "won back"), rows)
+
+
+def main() -> None:
+    parser = common_arguments(__doc__)
+    parser.add_argument("--forms", nargs="+", default=["best", "paper"], help="names of recipes")
+    parser.add_argument("--bits", type=float, nargs="+", default=[4, 2, 1, 0.5, 0.28])
+    parser.add_argument("--rates", type=float, nargs="+", default=[0.003, 0.01], help="rounding steps a step of Adam")
+    parser.add_argument("--tokens-tried", type=float, default=1e5, help="for the choice of a rate")
+    parser.add_argument("--train-tokens", type=float, nargs="*", default=[1e6])
+    parser.add_argument("--losses", nargs="+", default=[LOGITS])
+    parser.add_argument("--models", type=Path, default=Path("alignment-models"))
+    args = parser.parse_args()
+    screen, study = Console(), Alignment(args)
+    losses = [name for name in LOSSES if any(fnmatchcase(name, pattern) for pattern in args.losses)]
+    for seed in range(args.seeds):
+        for form in args.forms:
+            for bits in args.bits:
+                for loss in losses:
+                    tried = [study.run(form, bits, seed, int(args.tokens_tried), rate, loss) for rate in args.rates]
+                    rate = min(tried, key=lambda line: line["held_out_nats"])["rate"]
+                    longer = [study.run(form, bits, seed, int(tokens), rate, loss) for tokens in args.train_tokens]
+                    screen.print(*tried, *longer, style="dim", sep="\n")
+    print(table(study.results.find(study.bench.setting)))
+
+
+if __name__ == "__main__":
+    main()
