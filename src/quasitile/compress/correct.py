@@ -204,8 +204,11 @@ class Differences:
         """E[x' x'^T] (N, N)."""
         return self.inputs / self.count
 
-    def solver(self) -> Callable[[Tensor], Tensor]:
-        """W -> W* (M, N), for any W that meets these inputs. Works in the place of `inputs`, which are gone then."""
+    def solver(self) -> Callable[[Tensor, slice], Tensor]:
+        """Some rows (R, N) of a W that meets these inputs, and which they are -> those of W*.
+
+        Works in the place of `inputs`, which are gone then.
+        """
         num_columns = len(self.inputs)
         inputs = self.inputs.div_(self.count)
         if num_columns <= DOUBLE_COLUMNS:
@@ -217,8 +220,8 @@ class Differences:
         torch.linalg.cholesky_ex(lower, out=(lower, info), check_errors=True)
         lower, missed = lower.float(), self.missed / self.count
 
-        def corrected(weight: Tensor) -> Tensor:
-            mine = missed if self.adds else weight @ missed
+        def corrected(weight: Tensor, rows: slice) -> Tensor:
+            mine = missed[rows] if self.adds else weight @ missed
             half = torch.linalg.solve_triangular(lower.mT, mine, upper=True, left=False)
             return torch.linalg.solve_triangular(lower, half, upper=False, left=False).add_(weight)
 
@@ -227,7 +230,9 @@ class Differences:
     def corrected(self, jobs: list[Job]) -> list[Job]:
         """The jobs of W*, with the moments that it is coded with."""
         moment, solve = self.moment(), self.solver()
-        return [replace(job, weight=solve(job.weight), moments=Moments(moment, job.moments.outputs)) for job in jobs]
+        weights = [solve(job.weight, slice(None)) for job in jobs]
+        moments = [Moments(moment, job.moments.outputs) for job in jobs]
+        return [replace(job, weight=w, moments=m) for job, w, m in zip(jobs, weights, moments, strict=True)]
 
 
 class Layer:

@@ -30,7 +30,7 @@ from quasitile.progress import track
 from quasitile.runtime.lazy import Cache, Lazy
 
 CodeAll = Callable[[list[MatrixTask], str, float], dict[str, dict[str, Any]]]
-ROWS_AT_A_TIME = 4096  # of a weight that is corrected
+ROWS_AT_A_TIME = 1024  # of a weight that is corrected
 
 
 def layers_fit(walk: Walk) -> bool:
@@ -126,10 +126,9 @@ class StreamedCorrection:
             walk.pieces.drop()
             for number, group in enumerate(groups):
                 with self.so_far(layer, groups):
-                    sums = self.sums(layer, group, f"coded-wanted-{number}")
+                    self.meet(layer, group, f"coded-wanted-{number}")
                 walk.forget(f"coded-wanted-{number}")
-                tasks = self.corrected(group, sums)
-                del sums
+                tasks = self.corrected(group, self.sums(layer, group))
                 step = self.budget.next_step([name for name in left if name not in self.budget.done])
                 coded = self.code_all(tasks, "behind", step)
                 self.budget.take(coded, tasks, step)
@@ -169,14 +168,25 @@ class StreamedCorrection:
             out.write(wanted)
         out.finish()
 
-    def sums(self, layer: Layer, group: Group, wanted: str) -> Differences:
-        """What a group meets and misses."""
-        first_states = self.states("behind", layer.index, 0, self.walk.windows[:1])
-        sums = layer.differences(group, first_states.shape[-1])
+    def meet(self, layer: Layer, group: Group, wanted: str) -> None:
+        """Keep what a group meets and misses; the moments are summed when the layer is not in memory any more."""
+        met_out, missed_out = self.walk.writer("coded-met"), self.walk.writer("coded-missed")
         for first, batch in self.walk.batches():
             states = self.states("behind", layer.index, first, batch)
             met, given = layer.observed(layer.original, group, batch, states)
-            sums.add(met, self.walk.states(wanted, first, batch).view_as(given) - given)
+            met_out.write(met)
+            missed_out.write(self.walk.states(wanted, first, batch).view_as(given) - given)
+        met_out.finish()
+        missed_out.finish()
+
+    def sums(self, layer: Layer, group: Group) -> Differences:
+        """Of what `meet` kept."""
+        width = self.states("behind", layer.index, 0, self.walk.windows[:1]).shape[-1]
+        sums = layer.differences(group, width)
+        for first, batch in self.walk.batches():
+            sums.add(*(self.walk.states(name, first, batch) for name in ("coded-met", "coded-missed")))
+        for name in ("coded-met", "coded-missed"):
+            self.walk.forget(name)
         return sums
 
     def pass_through(self, layer: Layer, kind: str) -> str:
@@ -204,10 +214,11 @@ class StreamedCorrection:
         solve = sums.solver()
         for name in group.names:
             task = self.tasks[name]
-            height = task.shape[0] if sums.adds else ROWS_AT_A_TIME  # what is missed of the states is of all rows
-            rows = [(start, min(start + height, task.shape[0])) for start in range(0, task.shape[0], height)]
-            weight = torch.cat([solve(task.rows(*each)) for each in rows])
-            save_tensors(journal.path(f"corrected/{name}"), {"weight": weight.contiguous()})
+            weight = torch.empty(task.shape)
+            for start in range(0, task.shape[0], ROWS_AT_A_TIME):
+                rows = slice(start, min(start + ROWS_AT_A_TIME, task.shape[0]))
+                weight[rows] = solve(task.rows(rows.start, rows.stop), rows)
+            save_tensors(journal.path(f"corrected/{name}"), {"weight": weight})
         return self.tasks_of(group.names)
 
     def tasks_of(self, names: tuple[str, ...]) -> list[MatrixTask]:
