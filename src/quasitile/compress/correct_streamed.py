@@ -109,7 +109,7 @@ class StreamedCorrection:
         if known is None:
             pieces.load_layer(index)
             batch = self.walk.windows[:1]
-            with self.observed(index):
+            with self.experts_apart(index):
                 found = self.layer(index).groups(batch, self.states("own", 0, 0, batch))
             pieces.drop()
             known = journal.done(f"groups/{index}", groups=[[group.names, group.later, group.adds] for group in found])
@@ -118,7 +118,7 @@ class StreamedCorrection:
     def code_layer(self, index: int, groups: list[Group], left: list[str]) -> None:
         """Code a layer's matrices group by group, and keep what the next layer is given."""
         walk, layer = self.walk, self.layer(index)
-        with self.observed(index):
+        with self.experts_apart(index):
             walk.pieces.load_layer(index)
             for number, group in enumerate(groups):
                 self.record(layer, group, walk.writer(f"coded-wanted-{number}"))
@@ -145,7 +145,7 @@ class StreamedCorrection:
         places = {name: p for name, p in pieces.skeleton.layers.items() if name.startswith(f"{pieces.path}.{index}.")}
         return Layer(pieces, index, places)
 
-    def observed(self, index: int) -> Any:
+    def experts_apart(self, index: int) -> Any:
         """A context in which the experts of a layer are computed one by one."""
         return separate_experts(self.walk.pieces.model, has_experts(self.walk.pieces, index))
 
