@@ -135,11 +135,6 @@ def test_two_processes_give_the_curve_of_one_with_and_without_shards(compressed,
     assert max(shards) < 0.55 * whole[0]
 
 
-def test_shards_of_factors_give_the_same_curve(factors, model_folder, text_file, tmp_path, alike):
-    in_two_processes(factors, model_folder, text_file, tmp_path / "shards", shard=True)
-    alike(factors, "shards")
-
-
 def test_shards_need_several_processes_and_whole_factors(compressed, model_folder, text_file, tmp_path):
     with pytest.raises(InputError, match="launch several"):
         align(compressed, tmp_path / "out", teacher=model_folder, text=text_file, settings=settings(shard=True))

@@ -191,18 +191,23 @@ def test_compress_corrects_by_default_in_memory_and_from_shards(name, model_fold
 
 
 def test_layers_that_are_too_large_for_memory_are_not_corrected_from_shards(model_folder, text_file, tmp_path, monkeypatch):
+    from_shards = sys.modules["quasitile.compress.from_shards"]
     monkeypatch.setattr(sys.modules["quasitile.compress.correct_streamed"], "RESIDENT_NUMBERS", 1000)
-    small = {"size": "50%", "tiling": {"short": 16}, "workers": 1}
-    amounts = {"num_windows": 4, "num_tokens": 16, "stream": "yes"}
-    files = []
-    for propagate in ("auto", "original"):
-        chosen = CompressSettings.model_validate({**small, "calibration": {**amounts, "propagate": propagate}})
-        compress(model_folder, tmp_path / propagate, text=text_file, settings=chosen)
-        files.append((tmp_path / propagate / "model-00001-of-00001.safetensors").read_bytes())
-    assert files[0] == files[1]
-    chosen = CompressSettings.model_validate({**small, "calibration": {**amounts, "propagate": "corrected"}})
+    small = {"size": "15%", "tiling": {"short": 16}, "workers": 1}
+    calibration = {"num_windows": 4, "num_tokens": 16, "stream": "yes", "propagate": "corrected"}
+    chosen = CompressSettings.model_validate({**small, "calibration": calibration})
     with pytest.raises(InputError, match="propagate=corrected is not possible: a layer of"):
         compress(model_folder, tmp_path / "no", text=text_file, settings=chosen)
+    assert not list(tmp_path.iterdir())
+    for fits, propagate, bits, expected in (
+        (True, "auto", 2.0, True),
+        (True, "auto", 4.0, False),
+        (True, "corrected", 4.0, True),
+        (True, "original", 2.0, False),
+        (False, "auto", 2.0, False),
+    ):
+        monkeypatch.setattr(from_shards, "layers_fit", lambda _walk, fits=fits: fits)
+        assert from_shards.corrects(None, "model", propagate, bits) == expected
 
 
 def test_a_model_that_is_no_stack_is_not_corrected(model_folder, text_file, tmp_path, monkeypatch):
