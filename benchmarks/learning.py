@@ -47,10 +47,12 @@ REFERENCE = "sections"
 # Of `adapt` on the compressed model; what is not said is the benchmark's own setting below.
 SECTIONS: dict[str, dict[str, Any]] = {
     REFERENCE: {},
+    "sections, half the rate": {"learning_rate": 0.01},
     "sections, all blocks": {"select": "all"},
     "sections, random blocks": {"select": "random"},
     "sections, blocks by use": {"select": "usage"},
-    "sections, rate 0.02": {"learning_rate": 0.02},
+    "sections, never beyond the allowance": {"overshoot": 1.0},
+    "sections, half the rate, never beyond the allowance": {"learning_rate": 0.01, "overshoot": 1.0},
     "sections, no replay": {"replay_weight": 0.0, "replay_windows": 0, "forget_nats": 100.0, "gate_nats": 100.0},
     "sections, their text too": {"text_weight": 1.0},
     **{f"sections, {order}": {"order": order} for order in ORDERS if order != "cyclic"},
@@ -58,12 +60,21 @@ SECTIONS: dict[str, dict[str, Any]] = {
 # Of `tune`: whether the compressed model or the original learns, and what.
 OTHERS: dict[str, tuple[bool, dict[str, Any]]] = {
     "one pass, compressed": (True, {"train": "full"}),
+    "one pass, compressed, half the rate": (True, {"train": "full", "learning_rate": 0.01}),
     "raw text, compressed": (True, {"train": "full", "data": "text"}),
     "LoRA, compressed": (True, {"train": "lora", "learning_rate": 5e-3}),
     "LoRA, compressed, rate 0.002": (True, {"train": "lora", "learning_rate": 2e-3}),
     "LoRA, compressed, rate 0.001": (True, {"train": "lora", "learning_rate": 1e-3}),
     "LoRA, compressed, a tenth replayed": (True, {"train": "lora", "learning_rate": 5e-3, "replay_share": 0.1}),
     "LoRA, compressed, half replayed": (True, {"train": "lora", "learning_rate": 5e-3, "replay_share": 0.5}),
+    "LoRA, compressed, drawn back": (True, {"train": "lora", "learning_rate": 5e-3, "forget_nats": 0.02}),
+    "LoRA, compressed, a tenth replayed, drawn back": (
+        True,
+        {"train": "lora", "learning_rate": 5e-3, "replay_share": 0.1, "forget_nats": 0.02},
+    ),
+    "one pass, compressed, drawn back": (True, {"train": "full", "forget_nats": 0.02}),
+    "one pass, compressed, half the rate, drawn back": (True, {"train": "full", "learning_rate": 0.01, "forget_nats": 0.02}),
+    "one pass, compressed, a tenth replayed, drawn back": (True, {"train": "full", "replay_share": 0.1, "forget_nats": 0.02}),
     "one pass, compressed, a tenth replayed": (True, {"train": "full", "replay_share": 0.1}),
     "LoRA, dense": (False, {"train": "lora", "learning_rate": 5e-3}),
     "LoRA on raw text, dense": (False, {"train": "lora", "data": "text", "learning_rate": 5e-3}),
@@ -138,13 +149,17 @@ class Bench:
         seconds = time.monotonic() - started
         figures = self.score(*load_model(out))
         speed = read_jsonl(out / "metrics.jsonl")[-1]["tokens_per_second"]
-        kept = {key: summary[key] for key in ("num_steps", "num_tokens", "num_undone", "stored_bytes", "step_factor")}
+        kept = {
+            key: summary[key] for key in ("num_steps", "num_tokens", "num_undone", "kept_share", "stored_bytes", "step_factor")
+        }
         return {**figures, **kept, "tokens_per_second": speed, "seconds": round(seconds, 1)}
 
     def other(self, compressed: bool, changes: dict[str, Any], seed: int, steps: int, tokens: int) -> dict[str, Any]:
         """Train as others would."""
         amount = {"num_steps": steps, "num_tokens": tokens, "max_sections": self.args.sections, "seed": seed}
-        settings = TuneSettings.model_validate({"learning_rate": self.args.rate, "text_tokens": 96, **amount, **changes})
+        settings = TuneSettings.model_validate(
+            {"learning_rate": self.args.rate, "text_tokens": 96, "judged_windows": 96, **amount, **changes}
+        )
         out, base = self.folder / "tuned", self.compressed if compressed else self.original
         started = time.monotonic()
         summary = tune(base, self.reading, out, settings, text=self.text)

@@ -136,6 +136,19 @@ def text_file(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def foreign_file(tmp_path_factory) -> Path:
+    """Letters of another script in random order: learning anything else makes a model that knows nothing yet worse at them."""
+    import json
+    import random
+
+    rng = random.Random(0)
+    texts = ["".join(rng.choices("ЖЦЧШЩЪЫЭЮЯжцчшщъыэюя", k=200)) for _ in range(24)]
+    path = tmp_path_factory.mktemp("foreign") / "text.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
 @pytest.fixture
 def data_folder() -> Path:
     """The development data; tests that need it skip without it."""

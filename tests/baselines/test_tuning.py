@@ -9,8 +9,9 @@ from tests.conftest import plainly_compressed, read_paper
 from quasitile import TuneSettings, load_model, tune
 from quasitile.adapt.curriculum import read_lessons
 from quasitile.adapt.examples import IGNORED
+from quasitile.align.steps import held_out_nats
 from quasitile.baselines.lora import add_lora
-from quasitile.baselines.tuning import batches_of, load_tuned, replay_rows, text_rows
+from quasitile.baselines.tuning import batches_of, general_windows, load_tuned, text_rows
 from quasitile.checkpoint import stored_bytes
 from quasitile.compress.text import read_texts
 from quasitile.errors import InputError
@@ -64,7 +65,7 @@ def test_batches_share_the_tokens_equally_and_pass_over_everything(reading, toke
 
 def test_replayed_text_has_its_share_of_every_batch(reading, tokenizer, text_file):
     amounts = settings(num_tokens=3200, replay_share=0.5)
-    replay = replay_rows(tokenizer, read_texts(text_file), amounts)
+    _, replay = general_windows(tokenizer, read_texts(text_file), amounts)
     general = {tuple(ids) for ids, _ in replay}
     shares = []
     for batch in batches_of(tokenizer, read_lessons(reading), amounts, 256, replay):
@@ -76,8 +77,9 @@ def test_replayed_text_has_its_share_of_every_batch(reading, tokenizer, text_fil
 
 
 def test_replay_without_text_is_refused(compressed, reading, tmp_path):
-    with pytest.raises(InputError, match="--text"):
-        tune(compressed, reading, tmp_path / "out", settings(replay_share=0.5))
+    for name in ("replay_share", "forget_nats"):
+        with pytest.raises(InputError, match=f"{name} .*--text"):
+            tune(compressed, reading, tmp_path / "out", settings(**{name: 0.5}))
     assert not (tmp_path / "out").exists()
 
 
@@ -128,3 +130,24 @@ def test_an_adapter_starts_as_nothing_and_leaves_the_coded_weights_alone(compres
     adapted(tokens).logits.sum().backward()
     for name, matrix in tiled_matrices(adapted.base_model.model).items():
         assert torch.equal(matrix.weight(), weights[name.removesuffix(".base_layer")])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"train": "full", "learning_rate": 30.0, "forget_nats": 0.1},
+        {"train": "lora", "learning_rate": 0.5, "forget_nats": 0.3},
+    ],
+    ids=str,
+)
+def test_what_costs_general_text_too_much_is_drawn_back(changes, compressed, reading, foreign_file, tmp_path):
+    if changes["train"] == "lora":
+        pytest.importorskip("peft")
+    amounts = settings(**changes, judged_windows=16)
+    summary = tune(compressed, reading, tmp_path / "out", amounts, text=foreign_file)
+    before, tokenizer = load_model(compressed)
+    judged, _ = general_windows(tokenizer, read_texts(foreign_file), amounts)
+    after, _ = load_tuned(tmp_path / "out", compressed)
+    assert 0 < summary["kept_share"] < 1
+    rise, allowed = held_out_nats(after, judged) - held_out_nats(before, judged), changes["forget_nats"]
+    assert 0.5 * allowed < rise <= allowed + 1e-3

@@ -86,6 +86,20 @@ def test_without_gradients_the_weight_is_kept_until_a_block_changes(matrix):
         assert not torch.equal(matrix.weight(), first)
 
 
+def test_a_fused_optimiser_changes_the_weight_although_it_does_not_say_so(matrix):
+    matrix.make_trainable()
+    coefficients = [values for block in matrix.rank_blocks() for values in block.coefficients()]
+    optimizer = torch.optim.AdamW(coefficients, lr=2.0, fused=True)
+    with torch.no_grad():
+        before = matrix.weight().clone()
+    versions = [values._version for values in coefficients]
+    matrix.weight().square().sum().backward()
+    optimizer.step()
+    assert versions == [values._version for values in coefficients]
+    with torch.no_grad():
+        assert not torch.equal(matrix.weight(), before)
+
+
 def test_a_tile_of_the_weight_is_a_block(matrix):
     matrix.make_trainable()
     weight = matrix.weight()

@@ -15,7 +15,7 @@ from quasitile.adapt.examples import answer_loss, answer_tokens, padded
 from quasitile.adapt.select import SELECTIONS, gradient_power, gradient_powers, learning_parts, rank_blocks, usage
 from quasitile.adapt.settings import AdaptSettings
 from quasitile.align.losses import language_model_nats
-from quasitile.align.steps import half_precision
+from quasitile.align.steps import expected_nats, half_precision, held_out_nats
 from quasitile.compress.text import read_texts, token_windows
 from quasitile.errors import InputError
 from quasitile.runtime import load_model, load_trainable, tiled_matrices
@@ -31,6 +31,7 @@ class Reader:
     teacher: Any
     replay: Tensor
     watched: Tensor
+    judged: Tensor
     settings: AdaptSettings
     blocks: list[RankBlock]
     background: list[float]
@@ -54,6 +55,15 @@ class Reader:
         """Nats a token of the right answers, without the text."""
         tokens, mask, labels = self.batch(records)
         return float(answer_loss(self.model(tokens, attention_mask=mask, use_cache=False).logits, labels))
+
+    def expected_nats(self) -> float:
+        """Nats a token of the text that decides in the end, as the original expects it; without it, of the text as it is.
+
+        With the original, the noise of a difference is half as large (docs/results/learning.md).
+        """
+        if self.teacher is None:
+            return held_out_nats(self.model, self.judged)
+        return expected_nats(self.model, self.teacher, self.judged)
 
     def difficulty(self, lesson: Lesson) -> float:
         """Nats a token of a section's answers, one question a fact."""
@@ -149,10 +159,11 @@ def open_reader(model: str | Path, teacher: str | Path | None, text: str | Path,
             f"{text} gives {len(windows)} windows of {settings.replay_tokens} tokens, the gate alone needs "
             f"{settings.gate_windows}; give more text"
         )
-    watched, replay = windows[: settings.gate_windows], windows[settings.gate_windows :]
+    held_out = max(settings.gate_windows, min(settings.judged_windows, len(windows) // 2))
+    watched, judged, replay = windows[: settings.gate_windows], windows[:held_out], windows[held_out:]
     placeholder = torch.optim.SGD([torch.zeros(1)], lr=1.0)
     rng = random.Random(settings.seed)
-    return Reader(student, tokenizer, original, replay, watched, settings, [], [], placeholder, rng)
+    return Reader(student, tokenizer, original, replay, watched, judged, settings, [], [], placeholder, rng)
 
 
 def prepare(reader: Reader) -> None:

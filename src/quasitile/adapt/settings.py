@@ -35,10 +35,16 @@ class AdaptSettings(Settings):
         default=0.45, ge=0, lt=0.5, description="how far coefficients start from their whole numbers, at random"
     )
     gate_nats: float = Field(default=0.02, gt=0, description="a section that costs more general loss than this is undone")
-    forget_nats: float = Field(
-        default=0.02, gt=0, description="what the whole reading may cost; replay weighs more the more is used up"
+    forget_nats: float = Field(default=0.02, gt=0, description="what the whole reading may cost general loss")
+    overshoot: float = Field(
+        default=3.0,
+        ge=1,
+        description="times forget_nats that it may cost on the way; at the end what was learned is drawn back to forget_nats",
     )
     gate_windows: int = Field(default=8, ge=1, description="of general text that the gate watches")
+    judged_windows: int = Field(
+        default=32, ge=1, description="of general text that decide how much is kept at the end; at most half of the text"
+    )
     save_every: int = Field(default=20, ge=0, description="sections between states that a stopped run goes on from; 0 for none")
     follow_ups: int = Field(
         default=0, ge=0, description="rounds in which answers that are still wrong are asked again and taught alone"

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from quasitile.adapt.curriculum import ORDERS, Lesson, Record, Visit, read_lessons, rounds, spread
+from quasitile.adapt.draw import draw_back
 from quasitile.adapt.reader import Reader, draw, open_reader, prepare
 from quasitile.adapt.settings import AdaptSettings
 from quasitile.adapt.teach import teach
@@ -44,7 +45,8 @@ def adapt(
     phrasings, on questions of earlier sections, on its text, and on replayed general text; then what
     it still answers wrongly is asked and taught again (`follow_ups`); then the general loss is looked
     at, and where it rose by more than the gate allows, half of the section's changes are taken back, and half
-    of the rest, and at last all of them.
+    of the rest, and at last all of them. On the way the reading may cost `overshoot` times what it may cost in all;
+    at the end the model is drawn back on the straight line to where it began, until general loss is within the allowance.
 
     Args:
         model: A compressed model folder, aligned or not.
@@ -74,10 +76,11 @@ def adapt(
     with batch_kept(out), stage_folder(out, "adapt", settings, settings.seed, resume=resume, **inputs) as stage:
         contents = [checksum(Path(folder) / file) for folder, file in ((reading, "questions.jsonl"), (model, INDEX))]
         course = read_sections(reader, lessons, stage, {**inputs, "contents": contents})
+        learned_nats, kept = course.draw_back()
         taught = draw(list(course.taught.values()), MOST_RECALLED, reader.rng)
         learned = reader.answer_nats(taught)
         factor = pack_within(reader.model, limit)
-        after, recalled = held_out_nats(reader.model, reader.watched), reader.answer_nats(taught)
+        after, recalled = reader.expected_nats(), reader.answer_nats(taught)
         save_model(reader.model, reader.tokenizer, stage.path)
         write_jsonl(stage.path / "answers.jsonl", course.answers)
         source = Path(model) / "summary.json"
@@ -89,7 +92,9 @@ def adapt(
             "num_steps": course.step,
             "num_tokens": course.num_tokens,
             "num_undone": course.num_undone,
-            "general_before_nats": course.before,
+            "general_before_nats": course.expected,
+            "general_learned_nats": learned_nats,
+            "kept_share": kept,
             "general_after_nats": after,
             "answers_learned_nats": learned,
             "answers_stored_nats": recalled,
@@ -97,8 +102,11 @@ def adapt(
         }
     say(
         f"  {len(lessons)} sections read, {course.num_undone} undone; "
-        f"general loss {course.before:.3f} -> {after:.3f} nats a token"
+        f"general loss {course.expected:.3f} -> {after:.3f} nats a token"
     )
+    if kept < 1:
+        rise = learned_nats - course.expected
+        say(f"  as learned it rose by {rise:.3f} and may by {settings.forget_nats:g}: {kept:.0%} of the way is kept")
     say(f"  answers that were taught: {learned:.3f} nats a token as learned, {recalled:.3f} as stored")
     return stage.summary
 
@@ -113,8 +121,8 @@ def read_sections(reader: Reader, lessons: list[Lesson], stage: Stage, inputs: M
         inputs: What the run depends on besides its settings.
     """
     settings = reader.settings
-    course = Course(reader)
     prepare(reader)
+    course = Course(reader)
     num_rounds, num_steps = rounds(settings.order, settings.rounds, settings.steps_per_section)
     state: State | None = None
     found: dict[str, Any] = {"step": 0}
@@ -148,6 +156,7 @@ class Course:
 
     def __init__(self, reader: Reader) -> None:
         self.reader = reader
+        self.start, self.expected = reader.snapshot(), reader.expected_nats()
         self.general = self.before = held_out_nats(reader.model, reader.watched)
         self.answers: list[dict[str, Any]] = []
         self.taught: dict[str, Record] = {}  # by their ids, in the order of reading
@@ -159,6 +168,7 @@ class Course:
         return {
             "general": self.general,
             "before": self.before,
+            "expected": self.expected,
             "answers": self.answers,
             "taught": list(self.taught),
             "counts": [self.step, self.num_tokens, self.num_undone],
@@ -168,7 +178,8 @@ class Course:
     def go_on(self, found: dict[str, Any], lessons: list[Lesson]) -> None:
         """Go on from what `so_far` gave."""
         records = {record["metadata"]["id"]: record for lesson in lessons for record in lesson.records}
-        self.general, self.before, self.answers = found["general"], found["before"], found["answers"]
+        self.general, self.before, self.expected = found["general"], found["before"], found["expected"]
+        self.answers = found["answers"]
         self.taught = {name: records[name] for name in found["taught"]}
         self.step, self.num_tokens, self.num_undone = found["counts"]
         version, words, spare = found["random"]
@@ -227,6 +238,19 @@ class Course:
         self.general = now
         return cost, share
 
+    def draw_back(self) -> tuple[float, float]:
+        """Keep as much of all that was learned as `forget_nats` allow.
+
+        Returns:
+            Expected general loss before, in nats a token, and the share that is kept.
+        """
+        reader = self.reader
+        learned = reader.expected_nats()
+        values = [values for block in reader.blocks for values in block.coefficients()]
+        start = [values for block in self.start for values in block]
+        share = draw_back(values, start, lambda: reader.expected_nats() - self.expected, reader.settings.forget_nats)
+        return learned, share
+
     def ask(self, records: list[Record], visit: Visit, follow_up: int) -> list[dict[str, Any]]:
         """Let the model answer, and log what it says."""
         settings, reader = self.reader.settings, self.reader
@@ -237,7 +261,7 @@ class Course:
     def teach(self, lesson: Lesson, earlier: list[Record], num_steps: int, own: list[Record] | None = None) -> dict[str, float]:
         """Gradient steps, counted."""
         settings = self.reader.settings
-        pressure = replay_pressure(self.general - self.before, settings.forget_nats)
+        pressure = replay_pressure(self.general - self.before, settings.overshoot * settings.forget_nats)
         losses = teach(self.reader, lesson, earlier, num_steps, pressure, own)
         self.num_tokens += int(losses.pop("tokens"))
         self.step += num_steps
@@ -258,9 +282,9 @@ class Course:
         return reports
 
 
-def replay_pressure(rise_nats: float, forget_nats: float) -> float:
+def replay_pressure(rise_nats: float, allowed_nats: float) -> float:
     """How many times more replay weighs than at the start: 1, 2 where half of the allowance is used up, at most 10."""
-    return 1 / max(0.1, 1 - max(0.0, rise_nats) / forget_nats)
+    return 1 / max(0.1, 1 - max(0.0, rise_nats) / allowed_nats)
 
 
 def costs_too_much(now: float, previous: float, start: float, settings: AdaptSettings) -> bool:
@@ -270,6 +294,6 @@ def costs_too_much(now: float, previous: float, start: float, settings: AdaptSet
         now: General loss after the section, in nats a token.
         previous: Before the section.
         start: Before the first section.
-        settings: `gate_nats` and `forget_nats`.
+        settings: `gate_nats`, `forget_nats` and `overshoot`.
     """
-    return now - previous > settings.gate_nats or now > max(previous, start + settings.forget_nats)
+    return now - previous > settings.gate_nats or now > max(previous, start + settings.overshoot * settings.forget_nats)

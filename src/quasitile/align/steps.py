@@ -62,3 +62,20 @@ def held_out_nats(model: Any, windows: Tensor) -> float:
     """Nats a token of next-token prediction."""
     total = [language_model_nats(model(batch, use_cache=False).logits, batch) * len(batch) for batch in windows.split(16)]
     return float(torch.stack(total).sum()) / len(windows)
+
+
+@torch.inference_mode()
+def expected_nats(model: Any, teacher: Any, windows: Tensor) -> float:
+    """Nats a token of next-token prediction, expected over the teacher's predictions instead of the tokens that came.
+
+    Args:
+        model: Whose loss it is.
+        teacher: With the same vocabulary.
+        windows: (B, T) token ids.
+    """
+    total = 0.0
+    for batch in windows.split(16):
+        target = teacher(batch, use_cache=False).logits[:, :-1].float().softmax(-1)
+        logits = model(batch, use_cache=False).logits[:, :-1].float()
+        total -= float((target * logits.log_softmax(-1)).sum(-1).mean()) * len(batch)
+    return total / len(windows)

@@ -19,8 +19,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from quasitile.adapt.curriculum import Lesson, read_lessons, spread
+from quasitile.adapt.draw import draw_back
 from quasitile.adapt.examples import IGNORED, answer_tokens, padded
 from quasitile.adapt.reader import pad_of
+from quasitile.align.steps import held_out_nats
 from quasitile.baselines.lora import add_lora, known_layers, open_lora, optional
 from quasitile.checkpoint import stored_bytes
 from quasitile.compress.refit import pack_within
@@ -45,6 +47,12 @@ class TuneSettings(Settings):
     replay_share: float = Field(
         default=0.0, ge=0, lt=1, description="of a step's tokens that are general text, learned as it is"
     )
+    forget_nats: float = Field(
+        default=0.0,
+        ge=0,
+        description="what it may cost general text; beyond it is drawn back as in adapt; 0 for whatever it costs",
+    )
+    judged_windows: int = Field(default=32, ge=1, description="of general text that decide how much is kept")
     max_sections: int = Field(default=0, ge=0, description="as for adapt")
     learning_rate: float = Field(default=1e-3, gt=0, description="of a compressed model's codes in rounding steps")
     lora_rank: int = Field(default=8, ge=1)
@@ -69,7 +77,7 @@ def tune(
         reading: A folder that `read` wrote.
         out: The folder to make: a model, or for `lora` PEFT's adapter to load on top of `model`.
         settings: See `TuneSettings`.
-        text: General text for `replay_share`.
+        text: General text for `replay_share` and `forget_nats`.
 
     Returns:
         The summary.
@@ -79,15 +87,16 @@ def tune(
             installed.
     """
     settings = settings or TuneSettings()
-    if settings.replay_share and text is None:
-        raise InputError(f"replay_share={settings.replay_share} replays general text; give --text")
+    for name in ("replay_share", "forget_nats"):
+        if getattr(settings, name) and text is None:
+            raise InputError(f"tune.{name} needs general text; give --text")
     lessons = spread(read_lessons(reading), settings.max_sections)
     compressed = is_compressed(model)
     with stage_folder(out, "tune", settings, settings.seed, model=model, reading=reading, text=text) as stage:
         loaded, tokenizer = (load_trainable if compressed else load_model)(model)
         limit = sum(matrix.payload.numel() for matrix in tiled_matrices(loaded).values())
-        replay = replay_rows(tokenizer, read_texts(text), settings) if text is not None and settings.replay_share else []
-        trained, seconds, num_tokens = train(loaded, tokenizer, lessons, settings, replay)
+        judged, replay = general_windows(tokenizer, read_texts(text), settings) if text is not None else (None, [])
+        trained, seconds, num_tokens, kept = train(loaded, tokenizer, lessons, settings, replay, judged)
         if settings.train == "lora":
             trained.save_pretrained(stage.path)
         elif compressed:
@@ -101,18 +110,19 @@ def tune(
             "stored_bytes": beside + sum(path.stat().st_size for path in stage.path.glob("*.safetensors")),
             "num_steps": settings.num_steps,
             "num_tokens": num_tokens,
+            "kept_share": kept,
             "train_seconds": round(seconds, 2),
         }
     return stage.summary
 
 
 def train(
-    model: Any, tokenizer: Any, lessons: list[Lesson], settings: TuneSettings, replay: list[Row]
-) -> tuple[Any, float, int]:
-    """Train in memory.
+    model: Any, tokenizer: Any, lessons: list[Lesson], settings: TuneSettings, replay: list[Row], judged: Tensor | None
+) -> tuple[Any, float, int, float]:
+    """Train in memory, and draw back what costs `judged` too much.
 
     Returns:
-        The model, inside PEFT's for `lora`; seconds; and tokens that went through it.
+        The model, inside PEFT's for `lora`; seconds; tokens that went through it; and the share of the way that is kept.
     """
     transformers = optional("transformers")
     optional("accelerate")
@@ -122,6 +132,11 @@ def train(
         model = add_lora(model, settings.lora_rank, settings.lora_alpha, settings.seed)
     else:
         train_everything(model, settings)
+    forgetful = settings.forget_nats > 0 and judged is not None
+    # An adapter is a product of two matrices, of which one starts at 0: drawing that one back draws the product back.
+    moving = [p for name, p in model.named_parameters() if p.requires_grad and "lora_A" not in name] if forgetful else []
+    start = [p.detach().clone() for p in moving]
+    before = held_out_nats(model, judged) if forgetful else 0.0
     with tempfile.TemporaryDirectory() as folder:
         arguments = transformers.TrainingArguments(
             output_dir=folder,
@@ -147,10 +162,12 @@ def train(
         with known_layers():
             trainer.train()
         seconds = time.monotonic() - started
+    model.eval()
+    kept = draw_back(moving, start, lambda: held_out_nats(model, judged) - before, settings.forget_nats) if forgetful else 1.0
     if compressed and settings.train == "full":
         for parameter in model.parameters():
             parameter.requires_grad_(False)
-    return model.eval(), seconds, sum(int(batch["attention_mask"].sum()) for batch in batches)
+    return model, seconds, sum(int(batch["attention_mask"].sum()) for batch in batches), kept
 
 
 def train_everything(model: nn.Module, settings: TuneSettings) -> None:
@@ -226,10 +243,13 @@ def text_rows(tokenizer: Any, lessons: list[Lesson], length: int) -> list[Row]:
     return [learned(window) for window in windows if len(window) > 1]
 
 
-def replay_rows(tokenizer: Any, texts: list[str], settings: TuneSettings) -> list[Row]:
-    """General text in windows, as many as a run can use; all of it is learned."""
-    needed = math.ceil(settings.num_tokens / settings.text_tokens) + settings.num_steps
-    return [learned(row) for row in token_windows(tokenizer, texts, settings.text_tokens, needed, settings.seed, True).tolist()]
+def general_windows(tokenizer: Any, texts: list[str], settings: TuneSettings) -> tuple[Tensor, list[Row]]:
+    """General text in windows: those that decide how much is kept, and as many to replay as a run can use."""
+    length = settings.text_tokens
+    needed = math.ceil(settings.num_tokens / length) + settings.num_steps if settings.replay_share else 0
+    windows = token_windows(tokenizer, texts, length, settings.judged_windows + needed, settings.seed, True)
+    judged = min(settings.judged_windows, len(windows) // 2 if needed else len(windows))
+    return windows[:judged], [learned(row) for row in windows[judged:].tolist()]
 
 
 def learned(window: list[int]) -> Row:

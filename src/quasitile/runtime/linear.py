@@ -268,6 +268,7 @@ class TiledMatrix(nn.Module):
                 self.decode()
             return self.dense
         if torch.is_grad_enabled():
+            self._cached = None  # fused optimisers change values in place without saying so
             return self._held if self._held is not None else self._assembled(self._skeleton.tiling)
         versions = sum(p._version for p in self.blocks.parameters())  # grows with every change in place
         if self._cached is None or self._cached[0] != versions:
