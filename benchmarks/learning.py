@@ -44,6 +44,7 @@ FIGURES = {
     "tokens_per_second": "tokens a second",
 }
 REFERENCE = "sections"
+JUDGED = 96  # windows of general text that decide how much is kept
 # Of `adapt` on the compressed model; what is not said is the benchmark's own setting below.
 SECTIONS: dict[str, dict[str, Any]] = {
     REFERENCE: {},
@@ -100,7 +101,7 @@ class Bench:
                 {"size": args.size, "trellis": 1, "calibration": calibration, "workers": 1}
             )
             compress(self.original, self.compressed, text=self.text, settings=settings)
-        self.general = read_texts(args.general)
+        self.general = [text[:1000] for text in read_texts(args.general)]  # of every book, not the first ones alone
         test = [row for row in read_jsonl(self.reading / "sections.jsonl") if row["split"] == "test"]
         self.domain = [f"{row['title']}\n\n{row['text']}" for row in test]
         self.taught = sections_of(self.reading, args.sections)
@@ -138,6 +139,7 @@ class Bench:
                 "learning_rate": self.args.rate,
                 "gate_nats": self.args.forget,
                 "forget_nats": self.args.forget,
+                "judged_windows": JUDGED,
                 "max_new_tokens": 12,
                 "seed": seed,
                 **changes,
@@ -158,7 +160,7 @@ class Bench:
         """Train as others would."""
         amount = {"num_steps": steps, "num_tokens": tokens, "max_sections": self.args.sections, "seed": seed}
         settings = TuneSettings.model_validate(
-            {"learning_rate": self.args.rate, "text_tokens": 96, "judged_windows": 96, **amount, **changes}
+            {"learning_rate": self.args.rate, "text_tokens": 96, "judged_windows": JUDGED, **amount, **changes}
         )
         out, base = self.folder / "tuned", self.compressed if compressed else self.original
         started = time.monotonic()

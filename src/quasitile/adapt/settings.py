@@ -37,7 +37,7 @@ class AdaptSettings(Settings):
     gate_nats: float = Field(default=0.02, gt=0, description="a section that costs more general loss than this is undone")
     forget_nats: float = Field(default=0.02, gt=0, description="what the whole reading may cost general loss")
     overshoot: float = Field(
-        default=3.0,
+        default=5.0,
         ge=1,
         description="times forget_nats that it may cost on the way; at the end what was learned is drawn back to forget_nats",
     )

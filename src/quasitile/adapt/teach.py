@@ -22,7 +22,6 @@ def teach(
     lesson: Lesson,
     earlier: list[Record],
     num_steps: int,
-    pressure: float = 1.0,
     own: list[Record] | None = None,
 ) -> dict[str, float]:
     """The gradient steps of one section.
@@ -32,7 +31,6 @@ def teach(
         lesson: The section.
         earlier: Questions of sections read before.
         num_steps: How many.
-        pressure: Replay weighs so many times more than the settings say.
         own: The questions to teach, instead of the section's.
 
     Returns:
@@ -42,7 +40,7 @@ def teach(
         InputError: The loss is not finite.
     """
     settings, sums, num_tokens = reader.settings, dict.fromkeys(LOSSES, 0.0), 0
-    weights = (1.0, settings.text_weight, pressure * settings.replay_weight, settings.guidance_weight)
+    weights = (1.0, settings.text_weight, settings.replay_weight, settings.guidance_weight)
     for _ in range(num_steps):
         records = draw(own or lesson.records, settings.num_questions, reader.rng)
         records += draw(earlier, settings.num_revisited, reader.rng)

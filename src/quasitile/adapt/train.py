@@ -260,9 +260,7 @@ class Course:
 
     def teach(self, lesson: Lesson, earlier: list[Record], num_steps: int, own: list[Record] | None = None) -> dict[str, float]:
         """Gradient steps, counted."""
-        settings = self.reader.settings
-        pressure = replay_pressure(self.general - self.before, settings.overshoot * settings.forget_nats)
-        losses = teach(self.reader, lesson, earlier, num_steps, pressure, own)
+        losses = teach(self.reader, lesson, earlier, num_steps, own)
         self.num_tokens += int(losses.pop("tokens"))
         self.step += num_steps
         return losses
@@ -280,11 +278,6 @@ class Course:
             own = [record for record in visit.lesson.records if record["metadata"]["fact"] in wrong]
             self.teach(visit.lesson, earlier, visit.num_steps, own)
         return reports
-
-
-def replay_pressure(rise_nats: float, allowed_nats: float) -> float:
-    """How many times more replay weighs than at the start: 1, 2 where half of the allowance is used up, at most 10."""
-    return 1 / max(0.1, 1 - max(0.0, rise_nats) / allowed_nats)
 
 
 def costs_too_much(now: float, previous: float, start: float, settings: AdaptSettings) -> bool:

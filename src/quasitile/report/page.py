@@ -257,6 +257,7 @@ def learning(run: Run) -> dict[str, Any]:
         "num_sections": len(places),
         "num_rounds": num_rounds,
         "num_undone": sum(bool(row.get("undone")) for row in rows),
+        "kept_share": number(run.stages["adapt"].summary.get("kept_share")) if run.has("adapt") else None,
         "asked": before_teaching(run),
     }
 
