@@ -50,8 +50,10 @@ SECTIONS: dict[str, dict[str, Any]] = {
     REFERENCE: {},
     "sections, half the rate": {"learning_rate": 0.01},
     "sections, all blocks": {"select": "all"},
+    "sections, all blocks, half the rate": {"select": "all", "learning_rate": 0.01},
     "sections, random blocks": {"select": "random"},
     "sections, blocks by use": {"select": "usage"},
+    "sections, drawn back to 0.05": {"gate_nats": 0.05, "forget_nats": 0.05},
     "sections, never beyond the allowance": {"overshoot": 1.0},
     "sections, half the rate, never beyond the allowance": {"learning_rate": 0.01, "overshoot": 1.0},
     "sections, no replay": {"replay_weight": 0.0, "replay_windows": 0, "forget_nats": 100.0, "gate_nats": 100.0},
@@ -68,15 +70,23 @@ OTHERS: dict[str, tuple[bool, dict[str, Any]]] = {
     "LoRA, compressed, rate 0.001": (True, {"train": "lora", "learning_rate": 1e-3}),
     "LoRA, compressed, a tenth replayed": (True, {"train": "lora", "learning_rate": 5e-3, "replay_share": 0.1}),
     "LoRA, compressed, half replayed": (True, {"train": "lora", "learning_rate": 5e-3, "replay_share": 0.5}),
-    "LoRA, compressed, drawn back": (True, {"train": "lora", "learning_rate": 5e-3, "forget_nats": 0.02}),
-    "LoRA, compressed, a tenth replayed, drawn back": (
+    "one pass, compressed, half the rate, a tenth replayed": (
         True,
-        {"train": "lora", "learning_rate": 5e-3, "replay_share": 0.1, "forget_nats": 0.02},
+        {"train": "full", "learning_rate": 0.01, "replay_share": 0.1},
     ),
-    "one pass, compressed, drawn back": (True, {"train": "full", "forget_nats": 0.02}),
-    "one pass, compressed, half the rate, drawn back": (True, {"train": "full", "learning_rate": 0.01, "forget_nats": 0.02}),
-    "one pass, compressed, a tenth replayed, drawn back": (True, {"train": "full", "replay_share": 0.1, "forget_nats": 0.02}),
-    "one pass, compressed, a tenth replayed": (True, {"train": "full", "replay_share": 0.1}),
+    **{
+        f"{name}, drawn back{to}": (True, {**changes, "forget_nats": allowed})
+        for to, allowed in (("", 0.02), (" to 0.05", 0.05))
+        for name, changes in (
+            ("LoRA, compressed", {"train": "lora", "learning_rate": 5e-3}),
+            ("LoRA, compressed, a tenth replayed", {"train": "lora", "learning_rate": 5e-3, "replay_share": 0.1}),
+            ("one pass, compressed, half the rate", {"train": "full", "learning_rate": 0.01}),
+            (
+                "one pass, compressed, half the rate, a tenth replayed",
+                {"train": "full", "learning_rate": 0.01, "replay_share": 0.1},
+            ),
+        )
+    },
     "LoRA, dense": (False, {"train": "lora", "learning_rate": 5e-3}),
     "LoRA on raw text, dense": (False, {"train": "lora", "data": "text", "learning_rate": 5e-3}),
     "full fine-tuning, dense": (False, {"train": "full", "learning_rate": 1e-3}),
