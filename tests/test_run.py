@@ -1,10 +1,8 @@
 """A whole run on a tiny model: every stage, resumed after kills, and refused where it must be."""
 
 import json
+import multiprocessing
 import shutil
-import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -164,23 +162,25 @@ def test_a_folder_with_other_things_is_refused(recipe_file, tmp_path):
 def test_a_killed_run_goes_on_where_it_stopped(finished, recipe_file, tmp_path):
     """Kill it in the middle, let it finish, and compare the models with those of an undisturbed run."""
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "quasitile.cli", "run", str(recipe_file), "--out", str(out)]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["quasitile.run"])
 
     def stages():
         return len(list(out.glob("*/provenance.json")))
 
     for wanted in (4, 99):
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        process = context.Process(target=run, args=(recipe_file, out))
+        process.start()
         before, deadline = stages(), time.monotonic() + 150
-        while process.poll() is None and stages() < wanted and time.monotonic() < deadline:
+        while process.is_alive() and stages() < wanted and time.monotonic() < deadline:
             time.sleep(0.05)
         if wanted < 99:
             time.sleep(0.3)  # into the next stage
-            assert process.poll() is None
-            process.send_signal(signal.SIGKILL)
-        process.wait()
+            assert process.is_alive()
+            process.kill()
+        process.join()
         assert stages() >= before
-    assert process.returncode == 0
+    assert process.exitcode == 0
     file = "model-00001-of-00001.safetensors"
     assert (out / "adapted" / file).read_bytes() == (finished[0] / "adapted" / file).read_bytes()
     assert load_recipe(out / "recipe.yaml") == ready_to_learn(load_recipe(recipe_file))

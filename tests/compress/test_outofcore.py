@@ -46,7 +46,7 @@ FORMS = {"plain": {}, "factors": {"residual": "none"}, "in numbers": {"size": "0
 
 @pytest.mark.parametrize(
     ("form", "propagate"),
-    [*((form, "original") for form in FORMS.values()), (FORMS["factors"], "corrected"), (FORMS["in numbers"], "corrected")],
+    [(FORMS["plain"], "original"), (FORMS["factors"], "corrected"), (FORMS["in numbers"], "corrected")],
     ids=str,
 )
 def test_it_is_as_good_as_in_memory(model_folder, text_file, tmp_path, form, propagate):
