@@ -239,6 +239,7 @@ def chat(
     tokens: Annotated[int, typer.Option("--tokens", help="The most tokens of an answer.")] = 512,
     temperature: Annotated[float | None, typer.Option("--temperature", help="0 for the likeliest token always.")] = None,
     seed: Annotated[int, typer.Option("--seed")] = 0,
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.")] = "auto",
 ) -> None:
     """Talk to a model: /system TEXT, /reset, /exit."""
     quasitile.chat(
@@ -250,6 +251,7 @@ def chat(
         max_tokens=tokens,
         temperature=temperature,
         seed=seed,
+        device=device,
     )
 
 

@@ -23,6 +23,7 @@ from quasitile.reading import ReadSettings
 from quasitile.settings import Settings
 
 EMBEDDED = "embedded:"
+SHARED = {"seed", "device"}  # what stages take from the recipe where they have none of their own
 DATA = Path(str(files("quasitile"))) / "data"
 SettingsType = TypeVar("SettingsType", bound=Settings)
 
@@ -57,6 +58,7 @@ class Recipe(Settings):
     model: str = f"{EMBEDDED}base"
     papers: str = f"{EMBEDDED}papers"
     seed: int = Field(default=0, description="of every stage that has none of its own")
+    device: str = Field(default="auto", description="where the models of every stage compute that names no device of its own")
     data: Data = Data()
     inspect: InspectSettings = InspectSettings()
     sample: SampleSettings = SampleSettings()
@@ -95,13 +97,13 @@ def load_recipe(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     if not isinstance(content, dict):
         raise InputError(f"{source} must be a mapping of keys to values")
     apply_overrides(content, overrides)
-    seed = content.get("seed", 0)
     for stage, field in Recipe.model_fields.items():
         kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, Settings) and "seed" in kind.model_fields:
+        if isinstance(kind, type) and issubclass(kind, Settings):
             section = content.setdefault(stage, {})
-            if isinstance(section, dict):
-                section.setdefault("seed", seed)
+            for shared in SHARED & kind.model_fields.keys() & content.keys():
+                if isinstance(section, dict):
+                    section.setdefault(shared, content[shared])
     return validated(Recipe, content, str(source))
 
 

@@ -47,4 +47,5 @@ def padded(rows: list[tuple[list[int], list[int]]], pad: int, limit: int) -> tup
 
 def answer_loss(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
     """Cross-entropy of the labelled tokens, each predicted at the place before it, in nats a token."""
-    return cross_entropy(logits_BTV[:, :-1].float().flatten(0, 1), labels_BT[:, 1:].flatten(), ignore_index=IGNORED)
+    labels = labels_BT[:, 1:].flatten().to(logits_BTV.device)
+    return cross_entropy(logits_BTV[:, :-1].float().flatten(0, 1), labels, ignore_index=IGNORED)

@@ -18,7 +18,7 @@ from quasitile.align.losses import language_model_nats
 from quasitile.align.steps import expected_nats, half_precision, held_out_nats
 from quasitile.compress.text import read_texts, token_windows
 from quasitile.errors import InputError
-from quasitile.runtime import load_model, load_trainable, tiled_matrices
+from quasitile.runtime import device_of, load_model, load_trainable, tiled_matrices
 from quasitile.runtime.linear import RankBlock
 
 
@@ -77,7 +77,7 @@ class Reader:
         elif self.settings.select == "gradient":
 
             def loss() -> Tensor:
-                with half_precision():
+                with half_precision(self.model):
                     return language_model_nats(self.model(text, use_cache=False).logits, text)
 
             found = gradient_powers(self.model, loss)
@@ -151,8 +151,9 @@ def open_reader(model: str | Path, teacher: str | Path | None, text: str | Path,
     """
     if settings.guidance_weight and teacher is None:
         raise InputError("adapt.guidance_weight needs the original model; give --teacher, or leave guidance out")
-    student, tokenizer = load_trainable(model)
-    original = load_model(teacher)[0] if teacher is not None else None
+    device = device_of(settings.device)
+    student, tokenizer = load_trainable(model, device)
+    original = load_model(teacher, device=device)[0] if teacher is not None else None
     windows = token_windows(tokenizer, read_texts(text), settings.replay_tokens, 10**9, settings.seed, from_end=True)
     if len(windows) <= settings.gate_windows:
         raise InputError(

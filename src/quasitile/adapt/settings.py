@@ -8,10 +8,10 @@ from pydantic import Field
 
 from quasitile.adapt.curriculum import ORDERS
 from quasitile.adapt.select import PARTS, SELECTIONS
-from quasitile.settings import Settings
+from quasitile.settings import ComputeSettings
 
 
-class AdaptSettings(Settings):
+class AdaptSettings(ComputeSettings):
     """How sections are read."""
 
     order: Literal[*ORDERS] = "cyclic"  # type: ignore[valid-type]

@@ -44,7 +44,7 @@ def teach(
     for _ in range(num_steps):
         records = draw(own or lesson.records, settings.num_questions, reader.rng)
         records += draw(earlier, settings.num_revisited, reader.rng)
-        with half_precision(), held_weights(reader.model):
+        with half_precision(reader.model), held_weights(reader.model):
             losses, counted = step_losses(reader, records, lesson, reader.text(lesson, settings.text_tokens))
         parts = {name: weight * losses[name] for name, weight in zip(LOSSES, weights, strict=True)}
         replay = parts.pop("replay_nats")

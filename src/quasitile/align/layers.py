@@ -61,7 +61,8 @@ def align_layers(student: Any, teacher: Teacher, rows: list[int], settings: Alig
                 lines.append({"layer": index, "relative_error_before": first, "relative_error_after": last})
 
                 def next_states(start: int, batch: Tensor, index: int = index) -> Tensor:
-                    return stack.layer(index, batch, read_states(place / "given", start, batch, len(windows)))
+                    given = read_states(place / "given", start, batch, len(windows))
+                    return stack.layer(index, batch, given.to(next(student.parameters()).device))
 
                 write(place / "next", windows, settings.batch_size, next_states)
                 (place / "next").replace(place / "given")
@@ -77,16 +78,15 @@ def train_layer(stack: Stack, index: int, windows: Tensor, place: Path, settings
     Raises:
         InputError: The loss is not finite.
     """
-    layer, errors = stack.layers[index], []
+    layer, errors, device = stack.layers[index], [], next(stack.model.parameters()).device
     optimizer = layer_optimizer(layer, settings)
     for step in range(settings.layer_steps):
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * rate_factor(step / settings.layer_steps)
         start = (step * settings.batch_size) % max(1, len(windows) - settings.batch_size + 1)
         batch = windows[start : start + settings.batch_size]
-        given = read_states(place / "given", start, batch, len(windows))
-        goal = read_states(place / f"goal-{index}", start, batch, len(windows))
-        with torch.enable_grad(), half_precision(settings.precision == "bf16"):
+        given, goal = (read_states(place / name, start, batch, len(windows)).to(device) for name in ("given", f"goal-{index}"))
+        with torch.enable_grad(), half_precision(stack.model, settings.precision == "bf16"):
             error = hidden_error(stack.layer(index, batch, given), goal)
         if not torch.isfinite(error):
             raise not_finite(error, f"layer {index}", "align", batch.tolist())
@@ -116,7 +116,7 @@ def release(model: Any) -> None:
     """Forget decoded weights; each is decoded again when it is used."""
     for matrix in tiled_matrices(model).values():
         if not matrix.trainable:
-            matrix.dense = torch.empty(0, dtype=matrix.dense.dtype)
+            matrix.dense = matrix.dense.new_empty(0)
 
 
 @torch.no_grad()

@@ -200,4 +200,5 @@ def hidden_error(student_BTD: Tensor, teacher_BTD: Tensor) -> Tensor:
 
 def language_model_nats(logits_BTV: Tensor, tokens_BT: Tensor) -> Tensor:
     """Next-token cross-entropy, in nats a token."""
-    return nn.functional.cross_entropy(logits_BTV[:, :-1].float().flatten(0, 1), tokens_BT[:, 1:].flatten())
+    following = tokens_BT[:, 1:].flatten().to(logits_BTV.device)
+    return nn.functional.cross_entropy(logits_BTV[:, :-1].float().flatten(0, 1), following)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from quasitile.errors import InputError
+from quasitile.runtime.device import CPU
 
 
 class Processes:
@@ -22,17 +23,18 @@ class Processes:
     Args:
         batch_size: Windows a step, of all processes together.
         num_parts: Parts that each process computes its share in.
+        device: Of this process.
 
     Raises:
         InputError: The batch cannot be shared equally, which the mean over processes needs.
     """
 
-    def __init__(self, batch_size: int, num_parts: int) -> None:
+    def __init__(self, batch_size: int, num_parts: int, device: torch.device = CPU) -> None:
         self.num, self.index, self._accelerator, self.num_parts = 1, 0, None, num_parts
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             from accelerate import Accelerator
 
-            self._accelerator = Accelerator(cpu=not torch.cuda.is_available())
+            self._accelerator = Accelerator(cpu=device.type == "cpu")
             self.num, self.index = self._accelerator.num_processes, self._accelerator.process_index
         if batch_size % (self.num * num_parts):
             raise InputError(

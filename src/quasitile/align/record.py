@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ from quasitile.compress.text import read_texts, token_windows
 from quasitile.errors import InputError
 from quasitile.folders import read_json, read_jsonl, stage_folder, write_json
 from quasitile.progress import track
-from quasitile.runtime import load_config, load_model, load_tokenizer
+from quasitile.runtime import device_of, load_config, load_model, load_tokenizer
+from quasitile.runtime.device import moved
 from quasitile.runtime.skeleton import Skeleton
 
 STATES = "states"
@@ -48,6 +49,10 @@ class Targets:
     logits: Tensor | None = None
     ids: Tensor | None = None
     log_probabilities: Tensor | None = None
+
+    def to(self, device: torch.device) -> Targets:
+        """The same on a device."""
+        return Targets(**{field.name: moved(getattr(self, field.name), device) for field in fields(self)})
 
 
 def record(model: str | Path, out: str | Path, *, text: str | Path, settings: RecordSettings | None = None) -> dict[str, Any]:
@@ -108,7 +113,7 @@ def passes(
     if wants_stream(model, CompressSettings.model_validate({"calibration": {"stream": settings.stream}})):
         yield from streamed_passes(model, missing, settings, work / STATES)
         return
-    loaded = load_model(model)[0]
+    loaded = load_model(model, device=device_of(settings.device))[0]
     with torch.inference_mode():
         for number, batch in track(missing, "record the original"):
             output = loaded(batch, output_hidden_states=settings.hidden, use_cache=False)
@@ -168,7 +173,7 @@ def kept(batch: Tensor, logits: Tensor, hidden: list[Tensor], settings: RecordSe
     tensors = {"tokens": batch.int(), "ids": ids.int(), "log_probabilities": values, "nats": nats}
     if settings.hidden:
         tensors |= {f"hidden.{index}": states.to(torch.bfloat16) for index, states in enumerate(hidden)}
-    return {name: tensor.contiguous() for name, tensor in tensors.items()}
+    return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
 
 
 class Recording:

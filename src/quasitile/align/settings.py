@@ -7,10 +7,10 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from quasitile.align.losses import DIVERGENCES, READINGS
-from quasitile.settings import Settings
+from quasitile.settings import ComputeSettings
 
 
-class AlignSettings(Settings):
+class AlignSettings(ComputeSettings):
     """How the compressed model is aligned."""
 
     num_steps: int = Field(default=80, ge=0)
@@ -54,7 +54,7 @@ class AlignSettings(Settings):
         return self
 
 
-class RecordSettings(Settings):
+class RecordSettings(ComputeSettings):
     """What is kept of the original's states."""
 
     num_windows: int = Field(default=4096, ge=1)

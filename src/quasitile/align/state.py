@@ -46,7 +46,7 @@ class State:
             tensors[f"{number}"] = parameter.detach()
             tensors |= {f"{number}.{key}": value for key, value in self.optimizer.state.get(parameter, {}).items()}
         path = self.folder / f"{step:08d}.safetensors"
-        save_tensors(path, {name: tensor.contiguous().reshape(tensor.shape or (1,)) for name, tensor in tensors.items()})
+        save_tensors(path, {name: tensor.cpu().contiguous().reshape(tensor.shape or (1,)) for name, tensor in tensors.items()})
         write_json(self.folder / POINT, {"step": step, "file": path.name, "sha256": checksum(path), **values})
         for old in self.folder.glob("*.safetensors"):
             if old != path:
@@ -68,7 +68,8 @@ class State:
                 if keys:
                     values = {key: reader.read(f"{number}.{key}") for key in keys}
                     self.optimizer.state[parameter] = {
-                        key: value.view(()) if key == "step" else value.view_as(parameter) for key, value in values.items()
+                        key: value.view(()) if key == "step" else value.view_as(parameter).to(parameter.device)
+                        for key, value in values.items()
                     }
         self._cut_metrics(found["step"])
         return found

@@ -52,9 +52,9 @@ def rate_factor(fraction: float) -> float:
     return min(1.0, (fraction + 0.01) / 0.05) * max(0.05, 1 - fraction)
 
 
-def half_precision(enabled: bool = True) -> torch.autocast:
-    """bf16 where products are concerned, float32 elsewhere; the coefficients stay float32."""
-    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled)
+def half_precision(model: Any, enabled: bool = True) -> torch.autocast:
+    """bf16 where a model's products are concerned, float32 elsewhere; the coefficients stay float32."""
+    return torch.autocast(next(model.parameters()).device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
 @torch.inference_mode()

@@ -13,6 +13,7 @@ from quasitile.align.steps import half_precision, held_out_nats
 from quasitile.compress.text import read_texts, token_windows
 from quasitile.errors import InputError
 from quasitile.runtime import load_model
+from quasitile.runtime.device import CPU
 
 
 class Teacher(Protocol):
@@ -50,13 +51,19 @@ class LiveTeacher:
     @torch.no_grad()
     def targets(self, rows: list[int], hidden: bool) -> Targets:
         """Logits, and hidden states where they are wanted."""
-        with half_precision(self.in_half_precision):
+        with half_precision(self.model, self.in_half_precision):
             output = self.model(self.windows[rows], output_hidden_states=hidden, use_cache=False)
         return Targets(list(output.hidden_states) if hidden else None, output.logits)
 
 
 def open_teacher(
-    teacher: str | Path, tokenizer: Any, text: str | Path, num_tokens: int, seed: int, in_half_precision: bool
+    teacher: str | Path,
+    tokenizer: Any,
+    text: str | Path,
+    num_tokens: int,
+    seed: int,
+    in_half_precision: bool,
+    device: torch.device = CPU,
 ) -> Teacher:
     """The teacher that a folder holds, with the windows of the text.
 
@@ -67,6 +74,7 @@ def open_teacher(
         num_tokens: A window.
         seed: Of their order.
         in_half_precision: Compute in bf16.
+        device: Where an original in memory computes.
 
     Raises:
         InputError: The recording's windows are of another length.
@@ -78,4 +86,4 @@ def open_teacher(
             raise InputError(f"{teacher} was recorded in windows of {length} tokens; set align.num_tokens={length}")
         return recording
     windows = token_windows(tokenizer, read_texts(text), num_tokens, 10**9, seed, from_end=True)
-    return LiveTeacher(load_model(teacher)[0], windows, in_half_precision)
+    return LiveTeacher(load_model(teacher, device=device)[0], windows, in_half_precision)

@@ -27,7 +27,7 @@ from quasitile.compress.refit import pack_within
 from quasitile.errors import InputError
 from quasitile.folders import Stage, read_json, stage_folder
 from quasitile.progress import Meter, say
-from quasitile.runtime import is_compressed, load_trainable, save_model, tiled_matrices
+from quasitile.runtime import device_of, is_compressed, load_trainable, save_model, tiled_matrices
 
 PRICE_CHECKS, PRICE_STEPS = 16, 10  # times that the size is measured during a run; never more often than that
 
@@ -57,10 +57,11 @@ def align(
     settings = settings or AlignSettings()
     if not is_compressed(model):
         raise InputError(f"{model} is not compressed; make it with `quasitile compress`")
-    student, tokenizer = load_trainable(model)
-    original = open_teacher(teacher, tokenizer, text, settings.num_tokens, settings.seed, settings.precision == "bf16")
+    device = device_of(settings.device)
+    student, tokenizer = load_trainable(model, device)
+    original = open_teacher(teacher, tokenizer, text, settings.num_tokens, settings.seed, settings.precision == "bf16", device)
     check(student, original, settings, model, teacher, text)
-    processes = Processes(settings.batch_size, settings.gradient_accumulation)
+    processes = Processes(settings.batch_size, settings.gradient_accumulation, device)
     if settings.shard and processes.num == 1:
         raise InputError("align.shard shares the model among processes, and there is one; launch several, or leave it out")
     inputs = {"model": model, "teacher": teacher, "text": text}
@@ -74,7 +75,7 @@ def align(
             run = Run(student, original, settings, processes, limit)
             run.train(stage, inputs if resume else None)
             if run.shards is not None:
-                whole = whole_student(model, settings) if processes.first else None
+                whole = whole_student(model, settings, device) if processes.first else None
                 run.shards.collect(whole)
                 student = student if whole is None else whole
             if not processes.first:
@@ -130,6 +131,7 @@ class Run:
 
     def __init__(self, student: Any, teacher: Teacher, settings: AlignSettings, processes: Processes, limit_bytes: int) -> None:
         self.student, self.teacher, self.settings, self.processes = student, teacher, settings, processes
+        self.device = next(student.parameters()).device
         self.held_out = list(range(settings.held_out_windows))
         self.teacher_nats = teacher.nats(self.held_out)
         self.before = held_out_nats(student, teacher.windows[self.held_out]) - self.teacher_nats
@@ -198,7 +200,7 @@ class Run:
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
         for part in self.processes.parts(rows):
-            targets = self.teacher.targets(part, settings.hidden_weight > 0)
+            targets = self.teacher.targets(part, settings.hidden_weight > 0).to(self.device)
             losses = losses_of(
                 self.student, self.teacher.windows[part], targets, settings, projection(self.teacher, self.student)
             )
@@ -227,7 +229,7 @@ def make_trainable(student: nn.Module, settings: AlignSettings) -> None:
         matrix.make_trainable(generator, settings.jitter)
         for block in matrix.rank_blocks():
             if settings.cut_offs and block.left.numel():
-                block.cut_offs.extend([CutOffs(*block.left.shape), CutOffs(*block.right.shape)])
+                block.cut_offs.extend([CutOffs(*side.shape).to(side.device) for side in (block.left, block.right)])
 
 
 def optimizer_of(student: nn.Module, settings: AlignSettings) -> torch.optim.Optimizer:
@@ -250,9 +252,9 @@ def optimizer_of(student: nn.Module, settings: AlignSettings) -> torch.optim.Opt
     return torch.optim.AdamW(groups, betas=(settings.momentum, 0.99), weight_decay=0.0, foreach=True)
 
 
-def whole_student(model: str | Path, settings: AlignSettings) -> Any:
+def whole_student(model: str | Path, settings: AlignSettings, device: torch.device) -> Any:
     """The model again, trainable and without shards."""
-    student, _ = load_trainable(model)
+    student, _ = load_trainable(model, device)
     make_trainable(student, settings)
     return student
 
@@ -270,7 +272,7 @@ def losses_of(
         project: Hidden states and the last layer's to logits.
     """
     hidden = settings.hidden_weight > 0
-    with half_precision(settings.precision == "bf16"):
+    with half_precision(student, settings.precision == "bf16"):
         output = student(batch, output_hidden_states=hidden, use_cache=False)
         losses: dict[str, Tensor] = {}
         if targets.logits is not None:

@@ -29,14 +29,14 @@ from quasitile.compress.refit import pack_within
 from quasitile.compress.text import read_texts, token_windows
 from quasitile.errors import InputError
 from quasitile.folders import stage_folder
-from quasitile.runtime import is_compressed, load_model, load_trainable, save_model, tiled_matrices
-from quasitile.settings import Settings
+from quasitile.runtime import device_of, is_compressed, load_model, load_trainable, save_model, tiled_matrices
+from quasitile.settings import ComputeSettings
 
 Row = tuple[list[int], list[int]]
 Batch = dict[str, Tensor]
 
 
-class TuneSettings(Settings):
+class TuneSettings(ComputeSettings):
     """A baseline of reading."""
 
     train: Literal["lora", "full"] = Field(default="lora", description="adapters alone, or everything")
@@ -93,7 +93,8 @@ def tune(
     lessons = spread(read_lessons(reading), settings.max_sections)
     compressed = is_compressed(model)
     with stage_folder(out, "tune", settings, settings.seed, model=model, reading=reading, text=text) as stage:
-        loaded, tokenizer = (load_trainable if compressed else load_model)(model)
+        device = device_of(settings.device)
+        loaded, tokenizer = (load_trainable if compressed else load_model)(model, device=device)
         limit = sum(matrix.payload.numel() for matrix in tiled_matrices(loaded).values())
         judged, replay = general_windows(tokenizer, read_texts(text), settings) if text is not None else (None, [])
         trained, seconds, num_tokens, kept = train(loaded, tokenizer, lessons, settings, replay, judged)
@@ -132,11 +133,13 @@ def train(
         model = add_lora(model, settings.lora_rank, settings.lora_alpha, settings.seed)
     else:
         train_everything(model, settings)
-    forgetful = settings.forget_nats > 0 and judged is not None
+    watched = judged if settings.forget_nats > 0 else None
     # An adapter is a product of two matrices, of which one starts at 0: drawing that one back draws the product back.
-    moving = [p for name, p in model.named_parameters() if p.requires_grad and "lora_A" not in name] if forgetful else []
+    moving = (
+        [p for name, p in model.named_parameters() if p.requires_grad and "lora_A" not in name] if watched is not None else []
+    )
     start = [p.detach().clone() for p in moving]
-    before = held_out_nats(model, judged) if forgetful else 0.0
+    before = held_out_nats(model, watched) if watched is not None else 0.0
     with tempfile.TemporaryDirectory() as folder:
         arguments = transformers.TrainingArguments(
             output_dir=folder,
@@ -146,7 +149,7 @@ def train(
             lr_scheduler_type="linear",
             warmup_steps=max(1, len(batches) // 20),
             bf16=True,
-            use_cpu=not torch.cuda.is_available(),
+            use_cpu=next(model.parameters()).device.type == "cpu",
             save_strategy="no",
             logging_strategy="no",
             report_to=list(settings.report_to) or "none",
@@ -163,7 +166,9 @@ def train(
             trainer.train()
         seconds = time.monotonic() - started
     model.eval()
-    kept = draw_back(moving, start, lambda: held_out_nats(model, judged) - before, settings.forget_nats) if forgetful else 1.0
+    kept = 1.0
+    if watched is not None:
+        kept = draw_back(moving, start, lambda: held_out_nats(model, watched) - before, settings.forget_nats)
     if compressed and settings.train == "full":
         for parameter in model.parameters():
             parameter.requires_grad_(False)

@@ -53,14 +53,14 @@ class Axes:
         if self.kind == SORTED:
             return rows[:, self.codes[0]]
         parts = zip(rows.split(self.widths, 1), self.matrices(), strict=True)
-        return torch.cat([part @ each.to(rows.dtype).T for part, each in parts], 1)
+        return torch.cat([part @ each.to(rows).T for part, each in parts], 1)
 
     def entries(self, coefficients: Tensor) -> Tensor:
         """Back from `coefficients`."""
         if self.kind == SORTED:
             return coefficients[:, self.codes[0].argsort()]
         parts = zip(coefficients.split(self.widths, 1), self.matrices(), strict=True)
-        return torch.cat([part @ each.to(coefficients.dtype) for part, each in parts], 1)
+        return torch.cat([part @ each.to(coefficients) for part, each in parts], 1)
 
     def moment(self, second_moment: Tensor) -> Tensor:
         """A second moment (N, N) along these axes."""

@@ -289,8 +289,8 @@ def decode_tile(block: Block, transform: str, residual_transform: str) -> Tensor
     """The tile (P, Q) that a block stands for (paper Eq. 4), in the block's dtype."""
     if block.residual is not None and not block.rank:
         return residual_part(block, residual_transform)
-    left = basis(transform, block.left.shape[0], block.left.dtype).T @ (block.left * block.scale)
-    right = basis(transform, block.right.shape[0], block.right.dtype).T @ block.right
+    left = basis_like(block.left, transform, 0).T @ (block.left * block.scale)
+    right = basis_like(block.right, transform, 0).T @ block.right
     return left @ right.T if block.residual is None else left @ right.T + residual_part(block, residual_transform)
 
 
@@ -299,8 +299,13 @@ def residual_part(block: Block, transform: str) -> Tensor:
     assert block.residual is not None
     if transform == "identity":
         return block.residual * block.residual_step
-    down, across = (basis(transform, size, block.residual.dtype) for size in block.residual.shape)
+    down, across = (basis_like(block.residual, transform, axis) for axis in (0, 1))
     return down.T @ block.residual @ across * block.residual_step
+
+
+def basis_like(values: Tensor, transform: str, axis: int) -> Tensor:
+    """The basis along an axis of some coefficients, in their dtype and on their device."""
+    return basis(transform, values.shape[axis], values.dtype, values.device)
 
 
 def decode_matrix(coded: CodedMatrix) -> Tensor:

@@ -109,15 +109,15 @@ TRANSFORMS: dict[str, Callable[[int], Tensor]] = {
 
 
 @lru_cache(maxsize=256)
-def basis(transform: str, size: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The (size, size) matrix of a transform, cached.
+def basis(transform: str, size: int, dtype: torch.dtype = torch.float32, device: torch.device | None = None) -> Tensor:
+    """The (size, size) matrix of a transform, cached; on the CPU unless another device is named.
 
     Raises:
         ValueError: Unknown transform.
     """
     if transform not in TRANSFORMS:
         raise ValueError(f"transform={transform!r} is not one of {', '.join(TRANSFORMS)}; correct `spectrum.transform`")
-    return TRANSFORMS[transform](size).to(dtype)
+    return TRANSFORMS[transform](size).to(device, dtype)
 
 
 def round_with_dead_zone(values: Tensor, threshold: float) -> Tensor:

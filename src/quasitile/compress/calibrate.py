@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from quasitile.compress.observe import OBSERVERS, ExpertWatch, SharedInputs, Sums, observe_linear, separate_experts
 from quasitile.progress import track
-from quasitile.runtime import compressible_layers
+from quasitile.runtime import Place, compressible_layers
+from quasitile.runtime.device import CPU
 
 PRIOR_TOKENS = 32  # of an average expert, added to each
 UNREACHED = 1e-29  # mean square of gradients below which a matrix counts as not reached
@@ -35,26 +36,34 @@ class Moments:
     inputs: Tensor
     outputs: Tensor
 
+    def to(self, device: torch.device) -> Moments:
+        """The same on a device."""
+        return Moments(self.inputs.to(device), self.outputs.to(device))
+
 
 def calibrate(model: Any, windows: Tensor, batch_size: int = 8, seed: int = 0) -> dict[str, Moments]:
     """Stream the calibration text through the model once, forward and backward.
 
     Args:
-        model: In memory, float32.
+        model: In memory, float32, on any device.
         windows: (count, T) token ids.
         batch_size: Windows at a time.
         seed: Of the drawn labels.
 
     Returns:
-        Moments by the name of the matrix. A tied embedding's are the sum of both uses: as a table, a row meets
+        Moments by the name of the matrix, on the CPU. A tied embedding's are the sum of both uses: as a table, a row meets
         the gradient of its token as often as the token occurs; as the head, it meets the last
         hidden state. The sum is kept in its best separable form (rows times columns).
     """
     layers, tied = compressible_layers(model)
     shared = SharedInputs()
-    sums = {name: Sums(layer.weight.shape[0], layer.weight.shape[1], shared=shared) for name, layer in layers.items()}
-    shapes = {head: layers[source].weight.shape for head, source in tied.items()}
-    heads = {head: Sums(shape[0], shape[1]) for head, shape in shapes.items()}
+    device = next(model.parameters()).device
+
+    def sums_of(layer: Place, shared: SharedInputs | None) -> Sums:
+        return Sums(layer.weight.shape[0], layer.weight.shape[1], shared=shared, device=device)
+
+    sums = {name: sums_of(layer, shared) for name, layer in layers.items()}
+    heads = {head: sums_of(layers[source], None) for head, source in tied.items()}
     stacks: dict[Tensor, list[Sums]] = {}
     handles = []
     for name, layer in layers.items():
@@ -90,6 +99,7 @@ def calibrate(model: Any, windows: Tensor, batch_size: int = 8, seed: int = 0) -
         name: moments_of(total, [heads[h] for h, s in tied.items() if s == name], num_tokens, means, shared)
         for name, total in sums.items()
     }
+    moments = {name: each.to(CPU) for name, each in moments.items()}
     return priced(moments, {name for name, layer in layers.items() if layer.kind != "embedding"})
 
 
@@ -111,10 +121,11 @@ def sampled_loss(outputs: Any, generator: torch.Generator) -> Tensor:
     if logits is not None:
         with torch.no_grad():
             flat = logits.detach().float().softmax(-1).flatten(0, -2)
-            labels = torch.multinomial(flat, 1, generator=generator).flatten()
+            labels = torch.multinomial(flat.to(CPU), 1, generator=generator).flatten().to(logits.device)
         return nn.functional.cross_entropy(logits.float().flatten(0, -2), labels, reduction="sum")
     states = [outputs.last_hidden_state, getattr(outputs, "pooler_output", None)]
-    return sum((state.float() * torch.randn(state.shape, generator=generator)).sum() for state in states if state is not None)  # type: ignore[return-value]
+    known = [state.float() for state in states if state is not None]
+    return sum((state * torch.randn(state.shape, generator=generator).to(state.device)).sum() for state in known)  # type: ignore[return-value]
 
 
 def share(experts: list[Sums]) -> None:

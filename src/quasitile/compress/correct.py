@@ -32,6 +32,7 @@ from quasitile.compress.calibrate import Moments
 from quasitile.compress.stack import Captured, Stack
 from quasitile.progress import track
 from quasitile.runtime import Place
+from quasitile.runtime.device import CPU
 from quasitile.runtime.layers import KINDS
 
 RIDGE, RIDGE_OF_FEW_TOKENS = 0.05, 4.0  # shares of the mean power; the second times columns over tokens
@@ -154,7 +155,7 @@ def code_in_order(
         for layer, groups in track(list(zip(walk, order, strict=True)), "code behind coded layers"):
             layer.open(plan.coded, groups)
             for group in groups:
-                differences = layer.compare(group, batches, states, coded_states)
+                differences = layer.compare(group, batches, states, coded_states).to(CPU)
                 corrected = differences.corrected([by_name[name] for name in group.names])
                 step = budget.next_step(left)
                 coded = encode_all(corrected, coding, step, workers, quiet=True)
@@ -199,6 +200,11 @@ class Differences:
         self.inputs.addmm_(met.T, met)
         self.missed.addmm_(difference.T, met)
         self.count += len(met)
+
+    def to(self, device: torch.device) -> Differences:
+        """Move the sums."""
+        self.inputs, self.missed = self.inputs.to(device), self.missed.to(device)
+        return self
 
     def moment(self) -> Tensor:
         """E[x' x'^T] (N, N)."""
@@ -297,7 +303,7 @@ class Layer:
 
         def shaken(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
             generator = torch.Generator().manual_seed(0)
-            changes.append(torch.randn(output.shape, generator=generator) * (output.std() + 1e-6))
+            changes.append(torch.randn(output.shape, generator=generator).to(output.device) * (output.std() + 1e-6))
             return output + changes[-1]
 
         hooks = self.silent(self.original, group)
@@ -339,7 +345,7 @@ class Layer:
 
     def compare(self, group: Group, batches: list[Tensor], states: list[Tensor], coded_states: list[Tensor]) -> Differences:
         """Run the layer behind the layers as they were, and its copy behind coded ones."""
-        sums, self._next = self.differences(group, states[0].shape[-1]), []
+        sums, self._next = self.differences(group, states[0].shape[-1]).to(states[0].device), []
         for batch, mine, coded in zip(batches, states, coded_states, strict=True):
             _, wanted = self.observed(self.original, group, batch, mine)
             met, given = self.observed(self.copy, group, batch, coded)

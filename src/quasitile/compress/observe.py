@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from quasitile.runtime import Place
+from quasitile.runtime.device import CPU
 
 
 class Sums:
@@ -25,6 +26,7 @@ class Sums:
         num_columns: N.
         edges: Where the diagonal blocks of the second moments begin and end, 0 and N included; without, one block.
         shared: What finds matrices that meet the same inputs.
+        device: Where the matrix is.
 
     Attributes:
         inputs: (N, N) sum over what meets the columns; with several blocks (K, W, W), padded with zeros.
@@ -35,13 +37,18 @@ class Sums:
     """
 
     def __init__(
-        self, num_rows: int, num_columns: int, edges: list[int] | None = None, shared: SharedInputs | None = None
+        self,
+        num_rows: int,
+        num_columns: int,
+        edges: list[int] | None = None,
+        shared: SharedInputs | None = None,
+        device: torch.device = CPU,
     ) -> None:
         self.edges = edges or [0, num_columns]
         self.shared = shared
-        self.outputs = torch.zeros(num_rows)
+        self.outputs = torch.zeros(num_rows, device=device)
         self.count = 0
-        self.frequencies = torch.zeros(num_rows)
+        self.frequencies = torch.zeros(num_rows, device=device)
         self._inputs: Tensor | None = None
         self._gradients: Tensor | None = None
 
@@ -81,7 +88,8 @@ class Sums:
 
     def _zeros(self) -> Tensor:
         width = max(stop - start for start, stop in pairwise(self.edges))
-        return torch.zeros(width, width) if len(self.edges) == 2 else torch.zeros(len(self.edges) - 1, width, width)
+        blocks = () if len(self.edges) == 2 else (len(self.edges) - 1,)
+        return torch.zeros(*blocks, width, width, device=self.outputs.device)
 
     def _add(self, total: Tensor, x: Tensor) -> None:
         if total.ndim == 2:

@@ -36,12 +36,14 @@ from quasitile.runtime import (
     check_vocabulary,
     compressible_layers,
     convert,
+    device_of,
     is_compressed,
     load_model,
     save_model,
     storage_dtypes,
     uncoded,
 )
+from quasitile.runtime.device import lent_to
 
 BITS_OF_BF16 = 16
 
@@ -75,6 +77,7 @@ def compress(
             say(f"  not streamed: {reason}")
     if settings.ray:
         say("  ray is not used: the model is not streamed (set calibration.stream to yes)")
+    device = device_of(settings.device)
     dense, tokenizer, layers, tied = open_original(model, settings.skip)
     num_parameters = sum(parameter.numel() for parameter in dense.parameters())
     original_bytes = num_parameters * BITS_OF_BF16 // 8
@@ -84,12 +87,14 @@ def compress(
         amount = settings.calibration
         windows = token_windows(tokenizer, read_texts(text), amount.num_tokens, amount.num_windows, settings.seed)
         check_vocabulary(model, dense, int(windows.max()) + 1)
-        moments = calibrate(dense, windows, amount.batch_size, settings.seed)
+        with lent_to(dense, device):
+            moments = calibrate(dense, windows, amount.batch_size, settings.seed)
         if settings.order != "none":
             reorder(dense, moments, settings.order, windows[:1])
             layers, tied = without_skipped(*compressible_layers(dense), settings.skip)
             dense.storage_dtypes |= storage_dtypes(uncoded(dense, set(layers)), dense.storage_dtypes[""])
-            moments = calibrate(dense, windows, amount.batch_size, settings.seed)  # in the new axes
+            with lent_to(dense, device):
+                moments = calibrate(dense, windows, amount.batch_size, settings.seed)  # in the new axes
         rest = uncoded(dense, set(layers))
         beside = bytes_beside(dense, layers)
         if target.num_bytes is not None:
@@ -99,7 +104,8 @@ def compress(
         share = number_share(room, number_bits, sum(layer.weight.numel() for layer in layers.values()))
         if settings.modules != "none":
             MODULES[settings.modules](dense, moments, windows, amount.batch_size, share)
-            moments = calibrate(dense, windows, amount.batch_size, settings.seed)
+            with lent_to(dense, device):
+                moments = calibrate(dense, windows, amount.batch_size, settings.seed)
         jobs = [job_for(name, layer, moments[name], settings, share) for name, layer in layers.items()]
         if settings.axes.kind == "stream":
             stream = stream_axes(dense, layers, moments, windows[:1])
@@ -122,7 +128,8 @@ def compress(
         coded, step = found.coded, found.step
         stack = None if settings.calibration.propagate == "original" or step == float("inf") else stack_of(dense, settings)
         if stack is not None:
-            coded = code_in_order(stack, jobs, layers, found, coding, measure, limit, windows, amount.batch_size, workers)
+            with lent_to(dense, device):
+                coded = code_in_order(stack, jobs, layers, found, coding, measure, limit, windows, amount.batch_size, workers)
         convert(dense, {name: result.matrix for name, result in coded.items()}, tied)
         save_model(dense, tokenizer, stage.path, trainable=True)
         stage.summary |= {

@@ -15,7 +15,7 @@ from quasitile.codec.tiling import TILINGS
 from quasitile.compress.modular import MODULES
 from quasitile.compress.order import ORDERS
 from quasitile.compress.stream import AxesSettings
-from quasitile.settings import Settings
+from quasitile.settings import ComputeSettings, Settings
 
 
 class TilingSettings(Settings):
@@ -76,7 +76,7 @@ class CalibrationSettings(Settings):
         return self
 
 
-class CompressSettings(Settings):
+class CompressSettings(ComputeSettings):
     """How a model is compressed."""
 
     size: str = Field(default="25%", description="share of bf16 bytes (25%), bytes (4GB) or stored parameters (7B)")

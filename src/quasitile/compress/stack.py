@@ -92,7 +92,8 @@ class Stack:
             return forward
 
         def table(token_ids: Tensor, *_: Any, **__: Any) -> Tensor:
-            return torch.zeros(*token_ids.shape, self.embedding.embedding_dim, requires_grad=torch.is_grad_enabled())
+            size, learns = (*token_ids.shape, self.embedding.embedding_dim), torch.is_grad_enabled()
+            return torch.zeros(size, device=token_ids.device, requires_grad=learns)
 
         layers: dict[nn.Module, Callable] = {layer: stub(index) for index, layer in enumerate(self.layers)}
         with forwards(layers | {self.embedding: table} | self.others()):

@@ -23,7 +23,7 @@ class StateWriter:
 
     def write(self, states: Tensor) -> None:
         """The next batch (B, T, D)."""
-        data = states.detach().float().contiguous().flatten().view(torch.uint8).numpy().data
+        data = states.detach().cpu().float().contiguous().flatten().view(torch.uint8).numpy().data
         self._hash.update(data)
         self._out.write(data)
 

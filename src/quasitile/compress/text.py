@@ -13,11 +13,11 @@ from transformers import StaticCache
 from quasitile.errors import InputError
 from quasitile.folders import read_jsonl, stage_folder, write_jsonl
 from quasitile.progress import track
-from quasitile.runtime import load_model
-from quasitile.settings import Settings
+from quasitile.runtime import device_of, load_model
+from quasitile.settings import ComputeSettings
 
 
-class SampleSettings(Settings):
+class SampleSettings(ComputeSettings):
     """How text is sampled from the model itself."""
 
     num_texts: int = Field(default=512, ge=1)
@@ -40,7 +40,7 @@ def sample(model: str | Path, out: str | Path, settings: SampleSettings | None =
         The summary.
     """
     settings = settings or SampleSettings()
-    loaded, tokenizer = load_model(model, torch.bfloat16)
+    loaded, tokenizer = load_model(model, torch.bfloat16, device=device_of(settings.device))
     generator = torch.Generator().manual_seed(settings.seed)
     starts = range(0, settings.num_texts, settings.batch_size)
     texts: list[str] = []
@@ -65,7 +65,7 @@ def sample_tokens(model: Any, tokenizer: Any, count: int, settings: SampleSettin
     cache, drawn = StaticCache(model.config, max_cache_len=settings.num_tokens), [tokens]
     for _ in range(settings.num_tokens):
         output = model(tokens, past_key_values=cache, use_cache=True)
-        logits = output.logits[:, -1].float() / settings.temperature
+        logits = output.logits[:, -1].cpu().float() / settings.temperature
         if settings.top_k:
             floor = logits.topk(min(settings.top_k, logits.shape[-1])).values[:, -1:]
             logits = logits.masked_fill(logits < floor, float("-inf"))

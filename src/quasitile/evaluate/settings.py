@@ -6,10 +6,10 @@ from typing import Literal
 
 from pydantic import Field, PositiveInt
 
-from quasitile.settings import Settings
+from quasitile.settings import ComputeSettings
 
 
-class EvaluateSettings(Settings):
+class EvaluateSettings(ComputeSettings):
     """How much of each measure's data is used, and how. The defaults suit a small model on two cores."""
 
     seed: int = 0

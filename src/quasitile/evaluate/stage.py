@@ -13,7 +13,7 @@ from quasitile.evaluate.battery import read_battery
 from quasitile.evaluate.measures import Subject, continuations, measure, reference_states, sizes
 from quasitile.evaluate.settings import EvaluateSettings
 from quasitile.folders import stage_folder, write_json, write_jsonl
-from quasitile.runtime import load_model
+from quasitile.runtime import device_of, load_model
 
 MODELS = ("original", "compressed", "aligned", "adapted")
 
@@ -59,7 +59,7 @@ def evaluate(
         examples: list[dict[str, str]] = [{"prompt": prompt} for prompt in battery.prompts]
         for name in [name for name in MODELS if name in models]:
             started = time.perf_counter()
-            model, tokenizer = load_model(models[name])
+            model, tokenizer = load_model(models[name], device=device_of(settings.device))
             subject = Subject(name, model, tokenizer, time.perf_counter() - started, battery, settings, reference)
             measured[name] = sizes(subject, models[name]) | measure(subject)
             answers += subject.answers

@@ -1,5 +1,6 @@
 """The compressed layer, Transformers' quantiser for it, and loading."""
 
+from quasitile.runtime.device import device_of
 from quasitile.runtime.execution import Execution, execution, resident_bytes, set_execution
 from quasitile.runtime.layers import Place, compressible_layers
 from quasitile.runtime.linear import TiledEmbedding, TiledHead, TiledLinear, TiledMatrix, held_weights, tiled_matrices
@@ -32,6 +33,7 @@ __all__ = [
     "coded_parameters",
     "compressible_layers",
     "convert",
+    "device_of",
     "execution",
     "finish_folder",
     "held_weights",

@@ -18,6 +18,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStr
 from quasitile.checkpoint import stored_bytes
 from quasitile.errors import InputError
 from quasitile.progress import human_bytes
+from quasitile.runtime.device import device_of
 from quasitile.runtime.execution import resident_bytes
 from quasitile.runtime.load import load_model
 
@@ -150,6 +151,7 @@ def chat(
     max_tokens: int = 512,
     temperature: float | None = None,
     seed: int = 0,
+    device: str = "auto",
     read: Callable[[str], str] = input,
 ) -> None:
     """Talk to a model in the terminal until the input ends.
@@ -163,12 +165,13 @@ def chat(
         max_tokens: Of an answer.
         temperature: 0 for the likeliest token always; nothing for what the model's generation settings say.
         seed: Of random choices.
+        device: See `quasitile.runtime.device_of`.
         read: Gives the next line, shown a prompt.
 
     Raises:
         InputError: The model cannot be loaded.
     """
-    loaded, tokenizer = load_model(model, dtype, execution=execution, cache_bytes=cache_bytes)
+    loaded, tokenizer = load_model(model, dtype, execution=execution, cache_bytes=cache_bytes, device=device_of(device))
     if not loaded.can_generate():
         raise InputError(f"{model} does not generate text; give a causal language model")
     torch.manual_seed(seed)

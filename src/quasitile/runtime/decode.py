@@ -19,8 +19,8 @@ from quasitile.codec.stored import StoredMatrix
 from quasitile.codec.structure import Structure
 from quasitile.errors import InputError
 from quasitile.runtime.accelerate import kernels_for
+from quasitile.runtime.device import CPU
 
-CPU = torch.device("cpu")
 CHUNK_NUMBERS = 1 << 20  # decoded together, in row bands
 
 
@@ -94,17 +94,25 @@ def write_rows(stored: StoredMatrix, chunk: tuple[int, int], out: Tensor) -> Non
     """Decode a chunk into `out` (R, N): streams on the processor, scales on the device of `out` where it has kernels."""
     kernels = kernels_for(out)
     if kernels is None or not stored.plain(*chunk):
-        stored.write_rows(*chunk, out)
+        write_there(stored, chunk, out)
         return
     points, (rows, columns, order) = torch.from_numpy(stored.points(*chunk)), stored.scales(*chunk)
     least, most = torch.aminmax(points)
     largest = torch.stack([-least, most]).max().float() * stored.step / rows.min() / columns.min()
     if not bool(torch.isfinite(largest)):  # perhaps no weight is infinite: look at each
-        stored.write_rows(*chunk, out)
+        write_there(stored, chunk, out)
         return
     narrow = torch.int8 if int(least) >= -128 and int(most) < 128 else torch.int32
     moved = [None if part is None else part.to(out.device) for part in (points.to(narrow), rows, columns, order)]
     kernels.dequantise(moved[0], stored.step, *moved[1:], out)
+
+
+def write_there(stored: StoredMatrix, chunk: tuple[int, int], out: Tensor) -> None:
+    """Decode a chunk on the CPU, and copy it to `out` (R, N) where that is elsewhere."""
+    rows = out if out.device == CPU else torch.empty(out.shape, dtype=out.dtype)
+    stored.write_rows(*chunk, rows)
+    if rows is not out:
+        out.copy_(rows)
 
 
 def decode_weight(stored: StoredMatrix, structure: Structure | None, dtype: torch.dtype, device: torch.device = CPU) -> Tensor:

@@ -42,6 +42,7 @@ class TiledMatrix(nn.Module):
 
     dense: Tensor
     payload: Tensor
+    scales: Tensor  # of every entry, in the trainable state
 
     def __init__(
         self,
@@ -55,6 +56,7 @@ class TiledMatrix(nn.Module):
         self.structure = structure
         self.register_buffer("payload", torch.zeros(payload_bytes, dtype=torch.uint8))
         self.register_buffer("dense", torch.empty(0, dtype=dtype), persistent=False)
+        self.register_buffer("scales", torch.empty(0), persistent=False)
         self.blocks = nn.ModuleList()
         self._skeleton: CodedMatrix | None = None
         self.shared_axes: Axes | None = None  # that another matrix stores
@@ -159,7 +161,7 @@ class TiledMatrix(nn.Module):
             RankBlock(block, tile, transforms) for block, tile in zip(coded.blocks, coded.tiling.tiles, strict=True)
         ).to(device)
         self._skeleton = coded
-        self._scales = scale_values(coded.row_scales)[:, None] * scale_values(coded.column_scales)
+        self.scales = (scale_values(coded.row_scales)[:, None] * scale_values(coded.column_scales)).to(device)
 
     def pack(self, coded: CodedMatrix | None = None) -> None:
         """To the packed state: store `coded`, or what has been trained."""
@@ -169,7 +171,7 @@ class TiledMatrix(nn.Module):
         self.payload = pack(coded).to(self.payload.device)
         self.shared_axes = coded.axes if coded.axes is not None and coded.axes.shared else None
         self.blocks = nn.ModuleList()
-        self._skeleton, self._cached = None, None
+        self._skeleton, self._cached, self.scales = None, None, self.scales.new_empty(0)
         self.decode()
 
     def decode(self) -> None:
@@ -248,7 +250,7 @@ class TiledMatrix(nn.Module):
 
         Where there is no structure, its columns meet the inputs `along_axes`.
         """
-        return block() / self._scales[block.tile.rows, block.tile.columns]
+        return block() / self.scales[block.tile.rows, block.tile.columns]
 
     def along_axes(self, inputs: Tensor) -> Tensor:
         """Inputs (T, N) as the columns of the tiles meet them: coefficients along the matrix' axes where it has some."""
@@ -283,7 +285,7 @@ class TiledMatrix(nn.Module):
         # In full precision also under autocast: what is trained must be what is stored, and many
         # small products are slower in half precision.
         with torch.autocast(self.dense.device.type, enabled=False):
-            weight = assemble(tiling, list(self.rank_blocks())) / self._scales
+            weight = assemble(tiling, list(self.rank_blocks())) / self.scales
             axes = self._skeleton.axes if self._skeleton is not None else None
             weight = weight if axes is None else axes.entries(weight)
             return (weight if self.structure is None else self.structure.expand(weight)).to(self.dense.dtype)

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 from quasitile.checkpoint.shards import read_remainders, tensor_headers, weight_files, write_remainders, write_shards
 from quasitile.errors import InputError
 from quasitile.progress import say
+from quasitile.runtime.device import CPU, put_on
 from quasitile.runtime.execution import execution as executing
 from quasitile.runtime.layers import compressible_layers
 from quasitile.runtime.linear import TiledMatrix, tiled_matrices
@@ -44,6 +45,7 @@ def load_model(
     execution: str = "dense",
     cache_bytes: int = 0,
     memory_bytes: int | None = None,
+    device: torch.device = CPU,
 ) -> tuple[Any, Any]:
     """A model in evaluation mode, and its tokenizer.
 
@@ -56,6 +58,7 @@ def load_model(
         execution: How coded layers compute, see `quasitile.runtime.execution.Execution`.
         cache_bytes: See there.
         memory_bytes: See there.
+        device: Where it computes; what its forward pass is given is moved there.
 
     Raises:
         InputError: It cannot be loaded whole.
@@ -80,6 +83,8 @@ def load_model(
     loaded.storage_dtypes = storage_dtypes(uncoded(loaded), stored_dtype)
     tokenizer = load_tokenizer(model)
     check_vocabulary(model, loaded, tokenizer.vocab_size)
+    if device != CPU:
+        put_on(loaded, device)
     return loaded.eval(), tokenizer
 
 
@@ -218,13 +223,13 @@ def is_compressed_config(config: Any) -> bool:
     return (entry.get("quant_method") if isinstance(entry, dict) else getattr(entry, "quant_method", None)) == METHOD
 
 
-def load_trainable(model: str | Path) -> tuple[Any, Any]:
+def load_trainable(model: str | Path, device: torch.device = CPU) -> tuple[Any, Any]:
     """Like `load_model`, with what rounding took away where the folder has it.
 
     Raises:
         InputError: The folder's remainders do not fit its model.
     """
-    loaded, tokenizer = load_model(model)
+    loaded, tokenizer = load_model(model, device=device)
     remainders = read_remainders(model)
     num_states = 1
     for name, matrix in tiled_matrices(loaded).items():
@@ -254,7 +259,7 @@ def save_model(model: Any, tokenizer: Any, folder: Path, *, trainable: bool = Fa
     dtypes = getattr(model, "storage_dtypes", None) or storage_dtypes(uncoded(model), torch.bfloat16)
     dropped = set(getattr(model, "all_tied_weights_keys", None) or {})
     tensors = {
-        name: tensor.detach().to(dtypes.get(name, tensor.dtype))
+        name: tensor.detach().to(CPU, dtypes.get(name, tensor.dtype))
         for name, tensor in model.state_dict().items()
         if name not in dropped
     }

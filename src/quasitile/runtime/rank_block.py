@@ -12,6 +12,7 @@ from quasitile.codec.block import Block, Tile, Tiling
 from quasitile.codec.machine import codes_of
 from quasitile.codec.matrix import decode_tile
 from quasitile.codec.trellis import RATE_WEIGHT, search
+from quasitile.runtime.device import CPU
 
 
 class RankBlock(nn.Module):
@@ -67,13 +68,14 @@ class RankBlock(nn.Module):
         )
 
     def stored(self, coarser: float = 1.0) -> Block:
-        """The block as it would be stored now, with all steps `coarser` times as large."""
+        """The block as it would be stored now, with all steps `coarser` times as large; on the CPU, where coders run."""
         root = coarser**0.5
         left, right = self.left.detach() / root, self.right.detach() / root
         if len(self.cut_offs):
             left, right = left * self._gate(0).kept(), right * self._gate(1).kept()
-        residual = None if self.residual is None else self.residual.detach() / coarser
-        exact = Block(left, right, self.scaled().detach() * coarser, None, residual, self.residual_step * coarser)
+        left, right, scale = (values.to(CPU) for values in (left, right, self.scaled().detach() * coarser))
+        residual = None if self.residual is None else self.residual.detach().to(CPU) / coarser
+        exact = Block(left, right, scale, None, residual, self.residual_step * coarser)
         rounded = replace(
             exact, left=left.round(), right=right.round(), residual=None if residual is None else residual.round()
         )

@@ -18,18 +18,18 @@ from typing import Any
 from pydantic import Field
 
 from quasitile.errors import InputError
-from quasitile.settings import Settings
+from quasitile.settings import ComputeSettings
 
 MAX_WAIT_SECONDS = 60.0
 
 
-class ModelSettings(Settings):
+class ModelSettings(ComputeSettings):
     """Which model writes questions beside the rules; none where both `server` and `path` are empty.
 
     `server` is the base address of any OpenAI-compatible server (`http://127.0.0.1:8000/v1`); its key is read from the
-    environment variable `key_variable`. `path` is a local model folder. `prompts` is a folder with `questions.md` and
-    `check.md` of your own. `structured` asks the server for JSON of one schema; switch it off for a server that refuses
-    `response_format`. Prices are in your currency for a million tokens.
+    environment variable `key_variable`. `path` is a local model folder, which computes on `device`. `prompts` is a
+    folder with `questions.md` and `check.md` of your own. `structured` asks the server for JSON of one schema; switch
+    it off for a server that refuses `response_format`. Prices are in your currency for a million tokens.
     """
 
     server: str = ""
@@ -183,9 +183,9 @@ def server_completion(settings: ModelSettings) -> Complete:
 
 def local_completion(settings: ModelSettings) -> Complete:
     """The same with a model of this machine: one request at a time, the most likely tokens."""
-    from quasitile.runtime.load import load_model
+    from quasitile.runtime import device_of, load_model
 
-    model, tokenizer = load_model(settings.path)
+    model, tokenizer = load_model(settings.path, device=device_of(settings.device))
     lock = Lock()
 
     def complete(prompt: str, schema: dict[str, Any] | None) -> tuple[str, int, int]:
@@ -199,7 +199,7 @@ def local_completion(settings: ModelSettings) -> Complete:
         if size >= room:
             raise Passing("prompt longer than the context")
         with lock:
-            given = {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}
+            given = {name: tokens[name].to(model.device) for name in ("input_ids", "attention_mask")}
             out = model.generate(**given, max_new_tokens=min(settings.max_tokens, room - size), do_sample=False)
         answer = tokenizer.decode(out[0][size:], skip_special_tokens=True)
         return answer, size, out.shape[1] - size
