@@ -89,7 +89,15 @@ OTHERS: dict[str, tuple[bool, dict[str, Any]]] = {
     },
     "LoRA, dense": (False, {"train": "lora", "learning_rate": 5e-3}),
     "LoRA on raw text, dense": (False, {"train": "lora", "data": "text", "learning_rate": 5e-3}),
+    "LoRA, dense, a tenth replayed, drawn back": (
+        False,
+        {"train": "lora", "learning_rate": 5e-3, "replay_share": 0.1, "forget_nats": 0.02},
+    ),
     "full fine-tuning, dense": (False, {"train": "full", "learning_rate": 1e-3}),
+    "full fine-tuning, dense, a tenth replayed, drawn back": (
+        False,
+        {"train": "full", "learning_rate": 1e-3, "replay_share": 0.1, "forget_nats": 0.02},
+    ),
 }
 
 
