@@ -52,14 +52,14 @@ def main(device: str, folder: Path) -> None:
         numbers.update({f"{name}: {key}": summary[key] for key in keys})
 
     damages = "damage_before_nats", "damage_after_nats"
-    note(
-        "record",
-        record(dense, out / "record", text=text, settings=RecordSettings(num_windows=12, num_tokens=32, device=device)),
-        "nats_per_token",
-    )
+    for stream in ("no", "yes"):
+        settings = RecordSettings(num_windows=12, num_tokens=32, stream=stream, device=device)
+        note(
+            f"record, stream {stream}", record(dense, out / f"record-{stream}", text=text, settings=settings), "nats_per_token"
+        )
     for name, model, teacher, changes in (
         ("align", factors, dense, {"price_bits": True}),
-        ("align with what was recorded", factors, out / "record", {"divergence": "w1", "hidden_weight": 1.0}),
+        ("align with what was recorded", factors, out / "record-yes", {"divergence": "w1", "hidden_weight": 1.0}),
         ("align layer by layer", factors, dense, {"layer_steps": 2, "gradient_accumulation": 2, "checkpointing": True}),
         ("align cut-offs", factors, dense, {"cut_offs": True, "reading": "vocabulary", "language_model_weight": 0.5}),
     ):
@@ -76,6 +76,8 @@ def main(device: str, folder: Path) -> None:
     for name, changes in (
         ("compress", {}),
         ("compress, ordered", {"order": "energy", "tiling": {"name": "hierarchical", "short": 16}, "max_rank": 2}),
+        ("compress from shards", {"size": "20%", "calibration": {**CALIBRATION, "stream": "yes", "propagate": "corrected"}}),
+        ("compress behind coded layers", {"calibration": {**CALIBRATION, "stream": "yes", "propagate": "compressed"}}),
         ("compress with modegpt", {"modules": "modegpt", "calibration": {**CALIBRATION, "propagate": "original"}}),
     ):
         settings = CompressSettings.model_validate({**COMPRESS, **changes, "device": device})

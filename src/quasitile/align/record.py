@@ -127,7 +127,10 @@ def streamed_passes(
     """The same with one decoder layer in memory at a time; states wait on disk in float32."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    pieces = Pieces(Skeleton(model))
+    skeleton, device = Skeleton(model), device_of(settings.device)
+    skeleton.compute_on(device)
+    pieces = Pieces(skeleton)
+    missing = [(number, batch.to(device)) for number, batch in missing]
     windows = torch.cat([batch for _, batch in missing])
     starts = [sum(len(batch) for _, batch in missing[:index]) for index in range(len(missing))]
     pieces.skeleton.load(pieces.outside)
@@ -140,14 +143,14 @@ def streamed_passes(
         pieces.load_layer(index)
         writer = StateWriter(folder / str(index + 1))
         for start, (_, batch) in zip(starts, missing, strict=True):
-            given = read_states(folder / str(index), start, batch, len(windows))
+            given = read_states(folder / str(index), start, batch, len(windows)).to(device)
             writer.write(pieces.layer(index, batch, given))
         writer.finish()
         pieces.drop()
     pieces.skeleton.load(pieces.outside)
     last = len(pieces.layers)
     for start, (number, batch) in zip(starts, missing, strict=True):
-        states = [read_states(folder / str(index), start, batch, len(windows)) for index in range(last + 1)]
+        states = [read_states(folder / str(index), start, batch, len(windows)).to(device) for index in range(last + 1)]
         output = pieces.after(batch, states[-1])
         yield number, kept(batch, output.logits, [*states[:-1], normed(pieces, batch, states[-1])], settings)
     pieces.drop()

@@ -23,10 +23,11 @@ from quasitile.codec.packing import unpack
 from quasitile.codec.stored import StoredMatrix
 from quasitile.compress.correct import LAST, Budget, Differences, Group, Layer, put_matrix
 from quasitile.compress.observe import separate_experts
-from quasitile.compress.pieces import RESIDENT_NUMBERS
+from quasitile.compress.pieces import RESIDENT_NUMBERS, largest_layer
 from quasitile.compress.streaming import Walk, has_experts
 from quasitile.compress.tasks import MatrixTask
 from quasitile.progress import track
+from quasitile.runtime.device import CPU
 from quasitile.runtime.lazy import Cache, Lazy
 
 CodeAll = Callable[[list[MatrixTask], str, float], dict[str, dict[str, Any]]]
@@ -35,12 +36,7 @@ ROWS_AT_A_TIME = 1024  # of a weight that is corrected
 
 def layers_fit(walk: Walk) -> bool:
     """Whether every layer is small enough to be in memory as a whole, which correction needs."""
-    layers, path = walk.pieces.skeleton.layers, walk.pieces.path
-    sizes = [0] * len(walk.pieces.layers)
-    for name, place in layers.items():
-        if name.startswith(f"{path}."):
-            sizes[int(name.removeprefix(f"{path}.").partition(".")[0])] += place.weight.numel()
-    return max(sizes) <= RESIDENT_NUMBERS
+    return largest_layer(walk.pieces.skeleton, walk.pieces.path) <= RESIDENT_NUMBERS
 
 
 @dataclass
@@ -182,12 +178,12 @@ class StreamedCorrection:
     def sums(self, layer: Layer, group: Group) -> Differences:
         """Of what `meet` kept."""
         width = self.states("behind", layer.index, 0, self.walk.windows[:1]).shape[-1]
-        sums = layer.differences(group, width)
+        sums = layer.differences(group, width).to(self.walk.windows.device)
         for first, batch in self.walk.batches():
             sums.add(*(self.walk.states(name, first, batch) for name in ("coded-met", "coded-missed")))
         for name in ("coded-met", "coded-missed"):
             self.walk.forget(name)
-        return sums
+        return sums.to(CPU)
 
     def pass_through(self, layer: Layer, kind: str) -> str:
         """Keep what the layer as it is loaded makes of its states; the checksum."""

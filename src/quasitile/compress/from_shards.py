@@ -20,14 +20,16 @@ from quasitile.compress.layout import check_tiles
 from quasitile.compress.numbers import number_share
 from quasitile.compress.outofcore import Amounts, OutOfCore, stored_as
 from quasitile.compress.picture import layout
-from quasitile.compress.pieces import RESIDENT_NUMBERS
+from quasitile.compress.pieces import RESIDENT_NUMBERS, largest_layer
 from quasitile.compress.size import BITS_OF_NUMBER, parse_size
+from quasitile.compress.stack import find_stack
 from quasitile.compress.streaming import Walk
 from quasitile.compress.text import read_texts, token_windows
 from quasitile.errors import InputError
 from quasitile.folders import Stage, peak_memory_bytes, stage_folder, write_json
 from quasitile.progress import human_bytes, say
-from quasitile.runtime import check_vocabulary, load_tokenizer, uncoded
+from quasitile.runtime import check_vocabulary, device_of, load_tokenizer, uncoded
+from quasitile.runtime.device import with_room
 from quasitile.runtime.skeleton import Skeleton
 
 if TYPE_CHECKING:
@@ -138,6 +140,9 @@ def _compress(model: Path, text: Path, settings: CompressSettings, coding_for: C
         raise InputError(f"the target of {amounts.target} cannot be met: what is no matrix takes {amounts.rest}; raise --size")
     tiling = settings.tiling.name, settings.tiling.short, settings.tiling.seed
     journal = Journal(stage.path / WORK, purpose)
+    # a layer's weights in float32, and as much again for what is between
+    needed = 2 * 4 * min(RESIDENT_NUMBERS, largest_layer(skeleton, find_stack(skeleton.model)[0]))
+    skeleton.compute_on(with_room(device_of(settings.device), needed))
     share = number_share(8 * room, number_bits, sum(place.weight.numel() for place in skeleton.layers.values()))
     work = OutOfCore(skeleton, journal, identity, coding_for(share), tiling, amount.moment_bytes, run, str(model))
     clock.lap("prepare")

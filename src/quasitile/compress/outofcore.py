@@ -31,6 +31,7 @@ from quasitile.compress.tasks import MatrixTask, code, estimate, sample
 from quasitile.errors import InputError
 from quasitile.progress import track
 from quasitile.runtime import finish_folder, load_tokenizer, uncoded
+from quasitile.runtime.device import CPU
 from quasitile.runtime.plugin import convert_to_sizes
 from quasitile.runtime.skeleton import Skeleton
 
@@ -96,7 +97,8 @@ class OutOfCore:
     def calibrate(self, windows: torch.Tensor, batch_size: int, seed: int) -> Walk:
         """Moments of every matrix, on disk; what the calibration went through."""
         side = (lambda moment, edges: input_side(moment, edges, self.coding)) if is_plain(self.coding) else None
-        walk = Walk(Pieces(self.skeleton), self.journal, windows, batch_size, seed, self.edges.__getitem__, side)
+        there = windows.to(self.skeleton.device)
+        walk = Walk(Pieces(self.skeleton), self.journal, there, batch_size, seed, self.edges.__getitem__, side)
         calibrate_streamed(walk)
         return walk
 
@@ -240,6 +242,7 @@ class OutOfCore:
     def write(self, facts: dict[str, dict[str, Any]], out: Path) -> None:
         """The model folder: shards, configuration, tokenizer."""
         skeleton = self.skeleton
+        skeleton.compute_on(CPU)
         model = skeleton.model
         rest = {name: tensor.clone() for name, tensor in uncoded(model).items()}
         convert_to_sizes(model, {name: each["bytes"] for name, each in facts.items()}, skeleton.tied)

@@ -99,7 +99,7 @@ class Pieces(Stack):
         if rows_of is not None:
             rows = rows_of(ids)
         else:
-            rows = torch.cat([self.skeleton.reader.rows(key, int(row), int(row) + 1) for row in ids]).float()
+            rows = torch.cat([self.skeleton.reader.rows(key, int(row), int(row) + 1) for row in ids]).to(batch.device).float()
         kept = self.embedding._parameters["weight"], self.embedding.padding_idx
         original = type(self.embedding).forward
         plain = original is nn.Embedding.forward
@@ -131,6 +131,16 @@ class Pieces(Stack):
         return self.run(batch, lambda index, given, _args, _kwargs: hidden if index == last else given)
 
 
+def largest_layer(skeleton: Skeleton, path: str) -> int:
+    """Numbers in the matrices of the largest layer of a stack."""
+    sizes: dict[str, int] = {}
+    for name, place in skeleton.layers.items():
+        if name.startswith(f"{path}."):
+            index = name.removeprefix(f"{path}.").partition(".")[0]
+            sizes[index] = sizes.get(index, 0) + place.weight.numel()
+    return max(sizes.values())
+
+
 class _FromRows(torch.autograd.Function):
     """`x W^T + b` with the rows of W read from disk as they are needed, forwards and backwards."""
 
@@ -140,7 +150,7 @@ class _FromRows(torch.autograd.Function):
         num_rows, width = reader.shape(key)
         out = x.new_empty(*x.shape[:-1], num_rows)
         for start, stop in _chunks(num_rows, width):
-            out[..., start:stop] = x @ reader.rows(key, start, stop).to(x.dtype).T
+            out[..., start:stop] = x @ reader.rows(key, start, stop).to(x).T
         return out if bias is None else out + bias
 
     @staticmethod
@@ -149,7 +159,7 @@ class _FromRows(torch.autograd.Function):
         num_rows, width = ctx.reader.shape(ctx.key)
         out = gradient.new_zeros(*gradient.shape[:-1], width)
         for start, stop in _chunks(num_rows, width):
-            out += gradient[..., start:stop] @ ctx.reader.rows(ctx.key, start, stop).to(gradient.dtype)
+            out += gradient[..., start:stop] @ ctx.reader.rows(ctx.key, start, stop).to(gradient)
         return out, None, None, None
 
 

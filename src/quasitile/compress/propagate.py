@@ -22,6 +22,7 @@ from quasitile.compress.observe import SharedInputs, separate_experts
 from quasitile.compress.streaming import Unit, Walk, has_experts
 from quasitile.compress.tasks import MatrixTask
 from quasitile.progress import track
+from quasitile.runtime.device import CPU
 from quasitile.runtime.layers import KINDS
 
 CodeAll = Callable[[list[MatrixTask]], dict[str, dict[str, Any]]]
@@ -94,7 +95,7 @@ def keep_inputs(walk: Walk, index: int) -> None:
         if total.count and unit.sums[leader].inputs.any():  # columns of some experts meet gradients, which stay
             leaders[name] = leader
             if leader == name:
-                moment = moments_of(total, [], walk.windows.numel(), means, shared).inputs
+                moment = moments_of(total, [], walk.windows.numel(), means, shared).inputs.to(CPU)
                 tensors |= {f"{name}.{part}": value for part, value in unit.parts(moment, total.edges).items()}
     file = f"moments/coded-{index}.safetensors"
     save_tensors(walk.journal.path(file), {name: tensor.contiguous() for name, tensor in tensors.items()})

@@ -49,7 +49,8 @@ class Stack:
         Raises:
             NotAStack: They are not.
         """
-        batch = torch.zeros(1, 2, dtype=torch.long)
+        loaded = (each.device for each in (*self.model.parameters(), *self.model.buffers()) if not each.is_meta)
+        batch = torch.zeros(1, 2, dtype=torch.long, device=next(loaded, None))
         for in_tuples in (False, True):
             order: list[int] = []
             state: dict[str, Any] = {"hidden": None, "fits": True}

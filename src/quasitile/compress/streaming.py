@@ -25,7 +25,9 @@ from quasitile.compress.pieces import Pieces
 from quasitile.compress.states import StateWriter, read_states
 from quasitile.progress import track
 from quasitile.runtime import Place
+from quasitile.runtime.device import CPU
 
+HEAD_SUMS = ("inputs", "outputs")  # kept of a head that shares the table
 BEHIND = "coded-"  # begins the names of states behind coded layers, which are made later
 LOGIT_NUMBERS = 1 << 24  # of one batch, after the last layer; a few arrays of them are in memory at a time
 
@@ -37,7 +39,7 @@ class Walk:
     Attributes:
         pieces: Of the model.
         journal: What has been done, and where files lie.
-        windows: (W, T) token ids.
+        windows: (W, T) token ids, where the model computes.
         batch_size: Windows at a time.
         seed: Of the drawn labels.
         edges: Of the blocks of a matrix' second moment, by its number of columns and name.
@@ -61,7 +63,7 @@ class Walk:
 
     def states(self, name: str, first: int, batch: Tensor) -> Tensor:
         """Hidden states of a batch."""
-        return read_states(self.journal.path(f"states/{name}"), first, batch, len(self.windows))
+        return read_states(self.journal.path(f"states/{name}"), first, batch, len(self.windows)).to(self.windows.device)
 
     def writer(self, name: str) -> StateWriter:
         """Of hidden states of all windows."""
@@ -154,7 +156,7 @@ def backwards_from_loss(walk: Walk) -> None:
     extra = {
         f"head.{key}": value
         for total in heads.values()
-        for key, value in (("inputs", total.inputs), ("outputs", total.outputs))
+        for key, value in zip(HEAD_SUMS, (total.inputs.to(CPU), total.outputs.to(CPU)), strict=True)
     }
     sums.keep(shared, "backwards/head", extra, gradient_sha256=gradient)
 
@@ -200,7 +202,7 @@ def backwards_to_table(walk: Walk) -> None:
     if pieces.head in skeleton.tied:
         reader = TensorReader(walk.journal.path(line["file"]))
         heads = [unit.new(name, shared)]
-        heads[0].inputs, heads[0].outputs = reader.read("head.inputs"), reader.read("head.outputs")
+        heads[0].inputs, heads[0].outputs = (reader.read(f"head.{part}").to(walk.windows.device) for part in HEAD_SUMS)
     unit.keep(shared, "backwards/table", heads=heads)
 
 
@@ -221,7 +223,7 @@ class Unit:
     def new(self, name: str, shared: SharedInputs | None) -> Sums:
         """Empty sums for a matrix."""
         shape = self.walk.pieces.skeleton.layers[name].weight.shape
-        return Sums(shape[0], shape[1], self.walk.edges(name), shared)
+        return Sums(shape[0], shape[1], self.walk.edges(name), shared, self.walk.windows.device)
 
     @contextmanager
     def observed(self, shared: SharedInputs, heads: dict[str, Sums] | None = None) -> Iterator[None]:
@@ -270,7 +272,7 @@ class Unit:
         leaders, stats = {}, {}
         owner = {id(total): name for name, total in self.sums.items()}
         for name, total in self.sums.items():
-            moments = moments_of(total, heads or [], walk.windows.numel(), means, shared)
+            moments = moments_of(total, heads or [], walk.windows.numel(), means, shared).to(CPU)
             leader = owner[id(shared.leader_of(total))]
             leaders[name] = leader
             stats[name] = [float(mean_power(moments.inputs, total)), float(moments.outputs.mean())]

@@ -44,16 +44,21 @@ def put_on(model: Any, device: torch.device) -> RemovableHandle:
     return model.register_forward_pre_hook(lambda _, args, kwargs: moved((args, kwargs), device), with_kwargs=True)
 
 
+def with_room(device: torch.device, num_bytes: int) -> torch.device:
+    """The device if so much of its memory is free, else the CPU, and say so."""
+    if device.type != "cuda" or (free := torch.cuda.mem_get_info(device)[0]) >= num_bytes:
+        return device
+    say(f"  on the CPU: {human_bytes(num_bytes)} of {device}'s memory would be needed and {human_bytes(free)} are free")
+    return CPU
+
+
 @contextmanager
 def lent_to(model: Any, device: torch.device) -> Iterator[None]:
     """A model of the CPU on a device for a while: weights, gradients and half as much again for what is between must fit.
 
     Where they do not, it computes on the CPU, and says so.
     """
-    needed = 2.5 * sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    if device.type == "cuda" and (free := torch.cuda.mem_get_info(device)[0]) < needed:
-        say(f"  on the CPU: {human_bytes(int(needed))} of {device}'s memory are needed and {human_bytes(free)} are free")
-        device = CPU
+    device = with_room(device, int(2.5 * sum(values.numel() * values.element_size() for values in model.parameters())))
     if device.type == "cpu":
         yield
         return

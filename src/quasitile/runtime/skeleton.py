@@ -22,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 from quasitile.checkpoint.streams import TensorReader
 from quasitile.errors import InputError
+from quasitile.runtime.device import CPU
 from quasitile.runtime.layers import compressible_layers
 from quasitile.runtime.load import model_class, uncoded
 
@@ -41,7 +42,7 @@ class Skeleton:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.reader = TensorReader(folder)
+        self.reader, self.device = TensorReader(folder), CPU
         config = AutoConfig.from_pretrained(str(folder))
         self.dtype = getattr(config, "dtype", None) or torch.bfloat16
         chosen = model_class(config)
@@ -128,7 +129,10 @@ class Skeleton:
         extra = {"tp_plan": None} if "tp_plan" in inspect.signature(convert_and_load_state_dict_in_model).parameters else {}
         try:
             result: Any = convert_and_load_state_dict_in_model(
-                self.model, state, LoadStateDictConfig(dtype=dtype, weight_mapping=self.mapping), **extra
+                self.model,
+                state,
+                LoadStateDictConfig(dtype=dtype, weight_mapping=self.mapping, device_map={"": self.device}),
+                **extra,
             )
         finally:
             if bars:
@@ -145,11 +149,28 @@ class Skeleton:
     def _tensors(self) -> dict[str, Tensor]:
         return dict([*self.model.named_parameters(remove_duplicate=False), *self.model.named_buffers(remove_duplicate=False)])
 
+    def compute_on(self, device: torch.device) -> None:
+        """What is loaded, and what will be, on a device."""
+        self.device = device
+        moved: dict[Tensor, Tensor] = {}
+        for name, tensor in self._tensors().items():
+            if not tensor.is_meta:
+                module, leaf = self._place(name)
+                values = module._parameters if leaf in module._parameters else module._buffers
+                if tensor not in moved:
+                    here = tensor.detach().to(device)
+                    moved[tensor] = torch.nn.Parameter(here, False) if values is module._parameters else here
+                values[leaf] = moved[tensor]
+
+    def _place(self, name: str) -> tuple[Any, str]:
+        """The module of a tensor, and its name there."""
+        path, _, leaf = name.rpartition(".")
+        return self.model.get_submodule(path), leaf
+
     def drop(self) -> None:
         """Forget what `load` has read since."""
         for name, tensor in self._empty.items():
-            path, _, leaf = name.rpartition(".")
-            module: Any = self.model.get_submodule(path)
+            module, leaf = self._place(name)
             (module._parameters if leaf in module._parameters else module._buffers)[leaf] = tensor
         self._empty.clear()
 
