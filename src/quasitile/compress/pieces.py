@@ -138,7 +138,7 @@ def largest_layer(skeleton: Skeleton, path: str) -> int:
         if name.startswith(f"{path}."):
             index = name.removeprefix(f"{path}.").partition(".")[0]
             sizes[index] = sizes.get(index, 0) + place.weight.numel()
-    return max(sizes.values())
+    return max(sizes.values(), default=0)
 
 
 class _FromRows(torch.autograd.Function):
