@@ -181,9 +181,8 @@ def tensor_bytes(model: Any) -> int:
 def measure(variant: str, made: dict[str, Path], repeats: int, clock: bool) -> dict[str, Any]:
     """One variant, in this process."""
     now = time.perf_counter if clock else time.process_time
-    import quasitile
+    from quasitile.compress.text import cache_keyword
 
-    assert quasitile
     transformers_logging.disable_progress_bar()
     torch.zeros(8, 8) @ torch.zeros(8, 8)
     gc.collect()
@@ -192,14 +191,14 @@ def measure(variant: str, made: dict[str, Path], repeats: int, clock: bool) -> d
     load = now() - started
     gc.collect()
     tokens = torch.arange(PREFILL)[None] % model.config.vocab_size
-    prefill, decode = [], []
+    prefill, decode, keyword = [], [], cache_keyword(model)
     steps = 2 if "lazy" in variant else DECODED
     for repeat in range(repeats + 1):
         started = now()
         out = model(tokens, use_cache=True, logits_to_keep=1)
         middle = now()
         for _ in range(steps):
-            out = model(out.logits[:, -1:].argmax(-1), past_key_values=out.past_key_values, use_cache=True)
+            out = model(out.logits[:, -1:].argmax(-1), use_cache=True, **{keyword: out[keyword]})
         ended = now()
         if repeat:  # the first is for warming up
             prefill.append(PREFILL / (middle - started))
@@ -226,17 +225,19 @@ def measure(variant: str, made: dict[str, Path], repeats: int, clock: bool) -> d
 @torch.inference_mode()
 def in_turns(variants: list[str], made: dict[str, Path], turns: int, clock: bool) -> str:
     """Speeds of variants that are all in this process and take turns: a table with their ratios to the first, turn by turn."""
+    from quasitile.compress.text import cache_keyword
+
     now = time.perf_counter if clock else time.process_time
     models = {variant: loaded(variant, made) for variant in variants}
     speeds: dict[str, list[tuple[float, float]]] = {variant: [] for variant in variants}
     for turn in range(turns + 1):
         for variant, model in models.items():
-            tokens = torch.arange(PREFILL)[None] % model.config.vocab_size
+            tokens, keyword = torch.arange(PREFILL)[None] % model.config.vocab_size, cache_keyword(model)
             started = now()
             out = model(tokens, use_cache=True, logits_to_keep=1)
             middle = now()
             for _ in range(DECODED):
-                out = model(out.logits[:, -1:].argmax(-1), past_key_values=out.past_key_values, use_cache=True)
+                out = model(out.logits[:, -1:].argmax(-1), use_cache=True, **{keyword: out[keyword]})
             if turn:  # the first is for warming up
                 speeds[variant].append((PREFILL / (middle - started), DECODED / (now() - middle)))
     lines = ["| variant | prefill | of the first's | decode | of the first's |", "| --- | --- | --- | --- | --- |"]

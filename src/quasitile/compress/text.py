@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,11 @@ def sample_tokens(model: Any, tokenizer: Any, count: int, settings: SampleSettin
         raise InputError("the tokenizer has neither a begin nor an end token to start from; give a text file instead")
     tokens = torch.full((count, 1), int(start))
     cache, drawn = StaticCache(model.config, max_cache_len=settings.num_tokens), [tokens]
+    keyword = (
+        "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    )  # Transformers before 5.24
     for _ in range(settings.num_tokens):
-        output = model(tokens, past_key_values=cache, use_cache=True)
+        output = model(tokens, use_cache=True, **{keyword: cache})
         logits = output.logits[:, -1].cpu().float() / settings.temperature
         if settings.top_k:
             floor = logits.topk(min(settings.top_k, logits.shape[-1])).values[:, -1:]
@@ -74,6 +78,11 @@ def sample_tokens(model: Any, tokenizer: Any, count: int, settings: SampleSettin
         tokens = torch.searchsorted(cumulative, place).clamp_max(logits.shape[-1] - 1)
         drawn.append(tokens)
     return torch.cat(drawn[1:], dim=1)
+
+
+def cache_keyword(model: Any) -> str:
+    """What a model calls its keys and values, as an argument and in its outputs; Transformers renamed them in 5.24."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def read_texts(path: str | Path) -> list[str]:
