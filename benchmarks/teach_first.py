@@ -4,7 +4,8 @@
 
 MODEL is the embedded one, compressed without a trellis (docs/results/learning.md). It reads as in `learning.py`, section by
 section with all blocks; then it is exported and compressed to each of `--sizes`, calibrated on general text alone or on
-general text with the questions that it was taught, so many windows of questions a window of general text as `--shares` say.
+general text and the reading: so many windows of the questions that it was taught a window of general text as `--shares`
+say, as far as the questions last.
 Writes a JSON line a measurement to `--out`; repeats no seed that is there.
 """
 
@@ -26,17 +27,7 @@ from quasitile.compress.text import read_texts
 from quasitile.folders import read_jsonl, write_jsonl
 from quasitile.progress import set_quiet
 
-WINDOW_TOKENS = 256
 READING = {"sections": 8, "facts": 4, "steps": 8, "rate": 0.01, "forget": 0.02, "questions": 60, "scored": 16384}
-
-
-def windows(tokenizer: Any, texts: list[str], count: int) -> str:
-    """Text of so many windows of tokens; texts are taken again from the first where there are too few."""
-    ids: list[int] = []
-    while len(ids) < count * WINDOW_TOKENS:
-        for text in texts:
-            ids += tokenizer(text, add_special_tokens=False)["input_ids"]
-    return tokenizer.decode(ids[: count * WINDOW_TOKENS])
 
 
 class Study:
@@ -45,20 +36,18 @@ class Study:
     def __init__(self, args: argparse.Namespace, folder: Path) -> None:
         self.args, self.bench, self.folder = args, Bench(args, folder), folder
         texts = [text[:4000] for text in read_texts(args.text)]
-        self.texts = texts[:: max(1, len(texts) // 200)]
+        self.text, self.taught = folder / "calibration.jsonl", folder / "taught"
+        write_jsonl(self.text, [{"text": text} for text in texts[:: max(1, len(texts) // 200)]])
+        self.taught.mkdir()  # a reading of the sections that are read
         records = read_jsonl(self.bench.reading / "questions.jsonl")
-        self.taught = [row for row in records if place(row) in self.bench.taught and row["metadata"]["split"] == "train"]
+        write_jsonl(self.taught / "questions.jsonl", [row for row in records if place(row) in self.bench.taught])
 
     def compressed(self, model: Path | str, size: str, share: float, seed: int) -> dict[str, float]:
         """What a model knows and how well it speaks once it is compressed further."""
-        tokenizer, text, out = load_model(model)[1], self.folder / "calibration.jsonl", self.folder / "small"
-        asked = round(share * self.args.windows)
-        questions = [tokenizer.apply_chat_template(row["messages"], tokenize=False, trace="none") for row in self.taught]
-        parts = windows(tokenizer, self.texts, self.args.windows), windows(tokenizer, questions, asked)
-        write_jsonl(text, [{"text": part} for part in parts if part])
-        amount = {"num_windows": self.args.windows + asked, "num_tokens": WINDOW_TOKENS}
+        out, asked = self.folder / "small", round(share * self.args.windows)
+        amount = {"num_windows": self.args.windows + asked, "reading_share": asked / (self.args.windows + asked)}
         settings = {"size": size, "trellis": 1, "workers": 1, "seed": seed, "calibration": amount}
-        compress(model, out, text=text, settings=CompressSettings.model_validate(settings))
+        compress(model, out, text=self.text, reading=self.taught, settings=CompressSettings.model_validate(settings))
         return self.bench.score(*load_model(out))
 
 

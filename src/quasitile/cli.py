@@ -94,6 +94,9 @@ def compress(
     model: Model,
     out: Out,
     text: Text,
+    reading: Annotated[
+        Path | None, typer.Option("--reading", help="A reading: what the model was taught and is to keep.")
+    ] = None,
     size: Annotated[str | None, typer.Option("--size", help="25%, 4GB or 7B (parameters).")] = None,
     recipe: Annotated[str | None, typer.Option("--recipe", help="A preset's name (caldera, gptq, ...) or a YAML file.")] = None,
     workers: Annotated[int | None, typer.Option("--workers", help="Processes (threads in memory); else one a core.")] = None,
@@ -104,10 +107,13 @@ def compress(
     given = {"size": size, "workers": workers, "ray": ray}
     changes = [*(changes or ()), *(f"{key}='{value}'" for key, value in given.items() if value is not None)]
     if recipe is None:
-        show(quasitile.compress(model, out, text=text, settings=settings_of(quasitile.CompressSettings, changes)))
+        settings = settings_of(quasitile.CompressSettings, changes)
+        show(quasitile.compress(model, out, text=text, reading=reading, settings=settings))
     elif quasitile.load_recipe(recipe).baseline.name == "none":
         settings = quasitile.load_recipe(recipe, [f"compress.{change}" for change in changes]).compress
-        show(quasitile.compress(model, out, text=text, settings=settings))
+        show(quasitile.compress(model, out, text=text, reading=reading, settings=settings))
+    elif reading is not None:
+        raise InputError("--reading is not for a baseline, which calibrates on text alone; leave it out")
     else:
         baseline = quasitile.load_recipe(recipe, [f"baseline.{change}" for change in changes]).baseline
         show(quasitile.baseline(model, out, text=text, settings=baseline))

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from quasitile.compress.windows import exchange
+
 IGNORED = -100
 
 
@@ -19,15 +21,9 @@ def answer_tokens(tokenizer: Any, record: dict[str, Any], trace: str) -> tuple[l
         record: A question record.
         trace: `none`, `before` or `after`: where the template puts the reasoning.
     """
-    messages = record["messages"]
-    if tokenizer.chat_template is None:
-        prompt = f"Question: {messages[0]['content']}\nAnswer:"
-        whole = f"{prompt} {messages[-1]['content']}{tokenizer.eos_token or ''}"
-    else:
-        prompt = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
-        whole = tokenizer.apply_chat_template(messages, tokenize=False, trace=trace)
+    prompt, rest = exchange(tokenizer, record["messages"], trace)
     prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    rest_ids = tokenizer(whole.removeprefix(prompt), add_special_tokens=False)["input_ids"]
+    rest_ids = tokenizer(rest, add_special_tokens=False)["input_ids"]
     return prompt_ids + rest_ids, [IGNORED] * len(prompt_ids) + rest_ids
 
 

@@ -15,7 +15,7 @@ from quasitile.compress.calibrate import Moments, calibrate
 from quasitile.compress.pipeline import BITS_OF_BF16, bytes_beside, open_original
 from quasitile.compress.settings import CalibrationSettings
 from quasitile.compress.size import parse_size
-from quasitile.compress.text import read_texts, token_windows
+from quasitile.compress.windows import calibration_windows, usable_reading
 from quasitile.errors import InputError
 from quasitile.folders import stage_folder
 from quasitile.progress import human_bytes, say, track
@@ -90,6 +90,7 @@ def baseline(model: str | Path, out: str | Path, *, text: str | Path, settings: 
     """
     if settings.name == "none":
         raise InputError(f"baseline.name=none does nothing; choose one of {', '.join(BASELINES)}")
+    usable_reading(None, settings.calibration)
     dense, tokenizer, layers, _ = open_original(model)
     num_parameters = sum(parameter.numel() for parameter in dense.parameters())
     original_bytes = num_parameters * BITS_OF_BF16 // 8
@@ -98,7 +99,7 @@ def baseline(model: str | Path, out: str | Path, *, text: str | Path, settings: 
         raise InputError(f"size={settings.size!r} counts parameters, {settings.name} counts bytes; write 25% or 900MB")
     with stage_folder(out, "baseline", settings, settings.seed, model=model, text=text) as stage:
         amount = settings.calibration
-        windows = token_windows(tokenizer, read_texts(text), amount.num_tokens, amount.num_windows, settings.seed)
+        windows = calibration_windows(tokenizer, text, amount, settings.seed)
         moments = calibrate(dense, windows, amount.batch_size, settings.seed)
         beside = bytes_beside(dense, layers)
         weights = {name: layer.weight.detach().float() for name, layer in layers.items()}

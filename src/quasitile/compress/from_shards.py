@@ -24,7 +24,7 @@ from quasitile.compress.pieces import RESIDENT_NUMBERS, largest_layer
 from quasitile.compress.size import BITS_OF_NUMBER, parse_size
 from quasitile.compress.stack import find_stack
 from quasitile.compress.streaming import Walk
-from quasitile.compress.text import read_texts, token_windows
+from quasitile.compress.windows import QUESTIONS, calibration_windows
 from quasitile.errors import InputError
 from quasitile.folders import Stage, peak_memory_bytes, stage_folder, write_json
 from quasitile.progress import human_bytes, say
@@ -87,7 +87,7 @@ def identity_of(model: Path) -> str:
 
 
 def compress_from_shards(
-    model: Path, out: Path, text: Path, settings: CompressSettings, coding_for: CodingFor
+    model: Path, out: Path, text: Path, settings: CompressSettings, coding_for: CodingFor, reading: Path | None = None
 ) -> dict[str, Any]:
     """See `pipeline.compress`.
 
@@ -98,18 +98,26 @@ def compress_from_shards(
         NotAStack: The model is no stack of layers.
     """
     workers = settings.workers or len(os.sched_getaffinity(0))
-    inputs = {"model": model, "text": text}
+    inputs = {"model": model, "text": text} | ({"reading": reading} if reading else {})
     with (
         fan_out(workers, settings.ray) as run,
         stage_folder(out, "compress", settings, settings.seed, resume=True, **inputs) as stage,
     ):
-        _compress(model, text, settings, coding_for, run, stage)
+        _compress(model, text, reading, settings, coding_for, run, stage)
         shutil.rmtree(stage.path / WORK)
     say(f"  {human_bytes(stage.summary['original_bytes'])} in bf16 -> {human_bytes(stage.summary['stored_bytes'])}")
     return stage.summary
 
 
-def _compress(model: Path, text: Path, settings: CompressSettings, coding_for: CodingFor, run: Any, stage: Stage) -> None:
+def _compress(
+    model: Path,
+    text: Path,
+    reading: Path | None,
+    settings: CompressSettings,
+    coding_for: CodingFor,
+    run: Any,
+    stage: Stage,
+) -> None:
     for earlier in stage.path.iterdir():  # of an attempt that was killed while it wrote
         if earlier.name != WORK:
             earlier.unlink()
@@ -120,9 +128,9 @@ def _compress(model: Path, text: Path, settings: CompressSettings, coding_for: C
     check_tiles({name: tuple(place.weight.shape) for name, place in skeleton.layers.items()}, settings)
     amount = settings.calibration
     identity = identity_of(model)
-    texts = read_texts(text)
+    windows = calibration_windows(load_tokenizer(model), text, amount, settings.seed, reading)
     purpose = [settings.model_dump(mode="json", exclude={"workers", "ray"}), identity, checksum(text)]
-    windows = token_windows(load_tokenizer(model), texts, amount.num_tokens, amount.num_windows, settings.seed)
+    purpose += [checksum(reading / QUESTIONS)] if reading else []
     check_vocabulary(model, skeleton.model, int(windows.max()) + 1)
     num_parameters = sum(parameter.numel() for parameter in skeleton.model.parameters())
     target = parse_size(settings.size, 2 * num_parameters)

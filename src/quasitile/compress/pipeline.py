@@ -27,7 +27,7 @@ from quasitile.compress.settings import CompressSettings
 from quasitile.compress.size import BITS_OF_NUMBER, parse_size
 from quasitile.compress.stack import NotAStack, Stack
 from quasitile.compress.stream import stream_axes
-from quasitile.compress.text import read_texts, token_windows
+from quasitile.compress.windows import calibration_windows, usable_reading
 from quasitile.errors import InputError
 from quasitile.folders import stage_folder, write_json
 from quasitile.progress import human_bytes, say
@@ -49,7 +49,12 @@ BITS_OF_BF16 = 16
 
 
 def compress(
-    model: str | Path, out: str | Path, *, text: str | Path, settings: CompressSettings | None = None
+    model: str | Path,
+    out: str | Path,
+    *,
+    text: str | Path,
+    reading: str | Path | None = None,
+    settings: CompressSettings | None = None,
 ) -> dict[str, Any]:
     """Compress a model to a given size (paper 3.1 and 3.2.1).
 
@@ -59,18 +64,23 @@ def compress(
         out: The model folder to make.
         text: Calibration text: a JSON-lines file with a `text` key, or a text file. `sample` makes
             one from the model itself.
+        reading: A folder that `read` made, which the model was taught: `calibration.reading_share` of the calibration are
+            its questions and answers, so that they survive.
         settings: See `CompressSettings`.
 
     Returns:
         The summary: sizes, predicted damage, and a line a matrix.
 
     Raises:
-        InputError: The model cannot be used, or the size cannot be met.
+        InputError: The model cannot be used, the reading teaches nothing, or the size cannot be met.
     """
     settings = settings or CompressSettings()
+    reading = usable_reading(reading, settings.calibration)
     if not is_compressed(model) and wants_stream(model, settings):
         try:
-            return compress_from_shards(Path(model), Path(out), Path(text), settings, lambda share: coding_for(settings, share))
+            return compress_from_shards(
+                Path(model), Path(out), Path(text), settings, lambda share: coding_for(settings, share), reading
+            )
         except NotAStack as reason:
             if settings.calibration.stream == "yes":
                 raise InputError(f"{model} cannot be streamed: {reason}; set calibration.stream to no") from reason
@@ -83,9 +93,10 @@ def compress(
     original_bytes = num_parameters * BITS_OF_BF16 // 8
     target = parse_size(settings.size, original_bytes)
     check_tiles({name: tuple(layer.weight.shape) for name, layer in layers.items()}, settings)
-    with stage_folder(out, "compress", settings, settings.seed, model=model, text=text) as stage:
+    inputs: dict[str, Any] = {"model": model, "text": text} | ({"reading": reading} if reading else {})
+    with stage_folder(out, "compress", settings, settings.seed, **inputs) as stage:
         amount = settings.calibration
-        windows = token_windows(tokenizer, read_texts(text), amount.num_tokens, amount.num_windows, settings.seed)
+        windows = calibration_windows(tokenizer, text, amount, settings.seed, reading)
         check_vocabulary(model, dense, int(windows.max()) + 1)
         with lent_to(dense, device):
             moments = calibrate(dense, windows, amount.batch_size, settings.seed)
@@ -178,7 +189,7 @@ def open_original(model: str | Path, skip: tuple[str, ...] = ()) -> tuple[Any, A
         InputError: It cannot be used.
     """
     if is_compressed(model):
-        raise InputError(f"{model} is already compressed; start from the original model")
+        raise InputError(f"{model} is already compressed; start from the original, or make it dense first: quasitile export")
     if Path(model).is_dir():
         check_tensors(model)
     dense, tokenizer = load_model(model)

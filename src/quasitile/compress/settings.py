@@ -51,6 +51,7 @@ class CalibrationSettings(Settings):
 
     num_windows: int = Field(default=96, ge=1)
     num_tokens: int = Field(default=256, ge=2, description="a window")
+    reading_share: float = Field(default=0.25, ge=0, lt=1, description="of the windows, made of the reading where one is given")
     batch_size: int = Field(default=8, ge=1)
     stream: Literal["auto", "yes", "no"] = Field(
         default="auto", description="one layer at a time from disk; auto: where the model would fill the memory"
