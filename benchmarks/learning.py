@@ -27,8 +27,11 @@ from quasitile.adapt.curriculum import ORDERS
 from quasitile.baselines import TuneSettings, tune
 from quasitile.baselines.tuning import load_tuned
 from quasitile.compress.text import read_texts
-from quasitile.evaluate import text_loss
+from quasitile.evaluate import EvaluateSettings, text_loss
 from quasitile.evaluate.answers import answer_report, ask
+from quasitile.evaluate.battery import read_sentences
+from quasitile.evaluate.choices import choice_report, choices_from_questions
+from quasitile.evaluate.probe import entity_f1
 from quasitile.folders import read_jsonl, write_jsonl
 from quasitile.progress import set_quiet
 from quasitile.reading import ReadSettings
@@ -39,6 +42,8 @@ FIGURES = {
     "taught_em": "exact",
     "unseen_f1": "unseen words, F1",
     "unseen_em": "exact",
+    "choices": "multiple choice on the papers",
+    "entity_f1": "entities, F1 of a linear probe",
     "domain_nats": "held-out papers",
     "general_nats": "general text",
     "tokens_per_second": "tokens a second",
@@ -127,14 +132,19 @@ class Bench:
         self.questions = {
             split: [row for row in records if row["metadata"]["split"] == split] for split in ("train", "phrasing")
         }
+        self.choices = choices_from_questions(self.questions["phrasing"], 0, pool=read_jsonl(self.reading / "questions.jsonl"))
+        entities = args.entities or [resolve("embedded:papers") + "/entities.conll"]
+        self.sentences = read_sentences(entities, self.reading, EvaluateSettings())
 
     def score(self, model: Any, tokenizer: Any) -> dict[str, float]:
-        """Answers from memory, and losses on held-out text."""
+        """Answers from memory, choices between answers, entities of held-out sentences, and losses on held-out text."""
         figures = {}
         for split, name in (("train", "taught"), ("phrasing", "unseen")):
             records = self.questions[split][: self.args.questions]
             report = answer_report(ask(model, tokenizer, records, [None] * len(records), max_new_tokens=12)[0])
             figures |= {f"{name}_f1": report["token_f1"], f"{name}_em": report["exact_match"]}
+        figures["choices"] = choice_report(model, tokenizer, self.choices)["accuracy"]
+        figures["entity_f1"] = entity_f1(model, tokenizer, *self.sentences)["f1"]
         for name, texts in (("domain_nats", self.domain), ("general_nats", self.general)):
             figures[name] = text_loss(model, tokenizer, texts, max_tokens=self.args.scored)["nats_per_token"]
         return figures
@@ -219,6 +229,7 @@ def main() -> None:
     parser.add_argument("--text", required=True, help="general text for calibration, replay and the gate")
     parser.add_argument("--general", required=True, help="general text that is scored")
     parser.add_argument("--papers", default="embedded:papers")
+    parser.add_argument("--entities", nargs=2, help="annotated sentences to learn from and to test on")
     parser.add_argument("--model", help="a compressed model folder, instead of one made here")
     parser.add_argument("--size", default="25%")
     parser.add_argument("--sections", type=int, default=6, help="that are taught, evenly spread over the articles")

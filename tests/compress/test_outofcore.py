@@ -22,7 +22,7 @@ BASE = {
     "size": "50%", "tiling": {"short": 16}, "workers": 1,
     "calibration": {"num_windows": 6, "num_tokens": 32, "batch_size": 4, "stream": "yes", "propagate": "original"},
 }  # fmt: skip
-CORRECTED = {"propagate": "corrected"}  # goes through all that the others go through, and more
+CORRECTED = {"propagate": "corrected", "gradients": "midway"}  # goes through all that the others go through, and more
 UNTIMED = ("provenance.json", "metrics.jsonl")  # what says when and how fast
 NUM_KILLS = 20
 
@@ -45,17 +45,22 @@ FORMS = {"plain": {}, "factors": {"residual": "none"}, "in numbers": {"size": "0
 
 
 @pytest.mark.parametrize(
-    ("form", "propagate"),
-    [(FORMS["plain"], "original"), (FORMS["factors"], "corrected"), (FORMS["in numbers"], "corrected")],
+    ("form", "calibration"),
+    [
+        (FORMS["plain"], {"propagate": "original"}),
+        (FORMS["plain"], {"propagate": "original", "gradients": "midway"}),
+        (FORMS["factors"], {"propagate": "corrected"}),
+        (FORMS["in numbers"], CORRECTED),
+    ],
     ids=str,
 )
-def test_it_is_as_good_as_in_memory(model_folder, text_file, tmp_path, form, propagate):
+def test_it_is_as_good_as_in_memory(model_folder, text_file, tmp_path, form, calibration):
     streamed, in_memory = (
         compress(
             model_folder,
             tmp_path / name,
             text=text_file,
-            settings=settings({"stream": stream, "propagate": propagate}, **form),
+            settings=settings({"stream": stream, **calibration}, **form),
         )
         for name, stream in (("streamed", "yes"), ("in_memory", "no"))
     )

@@ -40,6 +40,16 @@ class Moments:
         """The same on a device."""
         return Moments(self.inputs.to(device), self.outputs.to(device))
 
+    def midway(self, there: Moments, columns: bool) -> Moments:
+        """With half of these gradients and half of those at another point.
+
+        Args:
+            there: The moments there.
+            columns: Whether the columns meet gradients too, as those of a table do.
+        """
+        inputs = (self.inputs + there.inputs) / 2 if columns else self.inputs
+        return Moments(inputs, (self.outputs + there.outputs) / 2)
+
 
 def calibrate(model: Any, windows: Tensor, batch_size: int = 8, seed: int = 0) -> dict[str, Moments]:
     """Stream the calibration text through the model once, forward and backward.

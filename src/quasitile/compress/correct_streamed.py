@@ -201,10 +201,7 @@ class StreamedCorrection:
         journal, (leader, *_) = self.walk.journal, group.names
         edges = self.walk.edges(leader)
         moment = diagonal_blocks(sums.moment(), edges)
-        parts = {"inputs": moment}
-        if self.walk.side is not None:
-            side = self.walk.side(moment, edges)
-            parts = {"lower": side.lower, "columns": side.column_codes}
+        parts = self.walk.parts(moment, edges)
         save_tensors(journal.path(f"met/{leader}"), {f"{leader}.{part}": value.contiguous() for part, value in parts.items()})
         del moment, parts
         solve = sums.solver()

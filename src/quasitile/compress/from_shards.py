@@ -17,6 +17,7 @@ from quasitile.compress.correct_streamed import layers_fit
 from quasitile.compress.fanout import fan_out
 from quasitile.compress.journal import Journal
 from quasitile.compress.layout import check_tiles
+from quasitile.compress.midway import once_more
 from quasitile.compress.numbers import number_share
 from quasitile.compress.outofcore import Amounts, OutOfCore, stored_as
 from quasitile.compress.picture import layout
@@ -24,6 +25,7 @@ from quasitile.compress.pieces import RESIDENT_NUMBERS, largest_layer
 from quasitile.compress.size import BITS_OF_NUMBER, parse_size
 from quasitile.compress.stack import find_stack
 from quasitile.compress.streaming import Walk
+from quasitile.compress.tasks import MatrixTask
 from quasitile.compress.windows import QUESTIONS, calibration_windows
 from quasitile.errors import InputError
 from quasitile.folders import Stage, peak_memory_bytes, stage_folder, write_json
@@ -157,12 +159,22 @@ def _compress(
     walk = work.calibrate(windows, amount.batch_size, settings.seed)
     clock.lap("calibrate")
     tasks = work.tasks()
-    plan = work.allocate(tasks, amounts, room, walk if amount.propagate == "compressed" else None)
-    facts, step, _ = plan
-    clock.lap("code")
-    if corrects(walk, model, amount.propagate, 8 * room / sum(math.prod(task.shape) for task in tasks)):
+    bits = 8 * room / sum(math.prod(task.shape) for task in tasks)
+
+    def coded(work: OutOfCore, walk: Walk, tasks: list[MatrixTask]) -> tuple[dict[str, dict[str, Any]], float]:
+        plan = work.allocate(tasks, amounts, room, walk if amount.propagate == "compressed" else None)
+        clock.lap("code")
+        if not corrects(walk, model, amount.propagate, bits):
+            return plan[0], plan[1]
         facts = work.correct(walk, tasks, amounts, plan)
         clock.lap("correct")
+        return facts, plan[1]
+
+    facts, step = coded(work, walk, tasks)
+    if amount.prices_midway(bits):
+        work, walk, tasks = once_more(work, walk, tasks, facts)
+        clock.lap("calibrate midway")
+        facts, step = coded(work, walk, tasks)
     picture = work.picture(tasks, facts)
     work.write(facts, stage.path)
     if picture is not None:

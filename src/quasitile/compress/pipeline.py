@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -16,7 +17,7 @@ from quasitile.codec.packing import unpack
 from quasitile.codec.tiling import TILINGS
 from quasitile.compress.allocate import Coded, Job, allocate, describe_matrix
 from quasitile.compress.calibrate import Moments, calibrate
-from quasitile.compress.correct import code_in_order
+from quasitile.compress.correct import code_in_order, replaced
 from quasitile.compress.from_shards import compress_from_shards, wants_stream
 from quasitile.compress.layout import check_tiles, deflate_where_it_pays
 from quasitile.compress.modular import MODULES
@@ -130,17 +131,30 @@ def compress(
             return sum(result.num_numbers for result in coded.values()) + sum(tensor.numel() for tensor in rest.values())
 
         workers = settings.workers or len(os.sched_getaffinity(0))
+        room_bytes = (target.num_bytes or (target.num_parameters or 0) * BITS_OF_NUMBER / 8) - beside
         if settings.tiling.name == "hierarchical":
-            room = (target.num_bytes or (target.num_parameters or 0) * BITS_OF_NUMBER / 8) - beside
-            jobs = deflate_where_it_pays(jobs, coding, room, settings.tiling.short, settings.tiling.seed, workers)
+            jobs = deflate_where_it_pays(jobs, coding, room_bytes, settings.tiling.short, settings.tiling.seed, workers)
         measure, limit = (num_bytes, target.num_bytes) if target.num_bytes is not None else (num_numbers, target.num_parameters)
         assert limit is not None
-        found = allocate(jobs, coding, measure, limit, workers)
-        coded, step = found.coded, found.step
-        stack = None if settings.calibration.propagate == "original" or step == float("inf") else stack_of(dense, settings)
-        if stack is not None:
+        stack = None if settings.calibration.propagate == "original" else stack_of(dense, settings)
+
+        def code(jobs: list[Job]) -> tuple[dict[str, Coded], float]:
+            found = allocate(jobs, coding, measure, limit, workers)
+            if stack is None or found.step == math.inf:
+                return found.coded, found.step
             with lent_to(dense, device):
-                coded = code_in_order(stack, jobs, layers, found, coding, measure, limit, windows, amount.batch_size, workers)
+                return code_in_order(
+                    stack, jobs, layers, found, coding, measure, limit, windows, amount.batch_size, workers
+                ), found.step
+
+        coded, step = code(jobs)
+        if step < math.inf and amount.prices_midway(8 * room_bytes / sum(job.weight.numel() for job in jobs)):
+            with replaced(layers, coded), lent_to(dense, device):
+                there = calibrate(dense, windows, amount.batch_size, settings.seed)
+            jobs = [
+                replace(job, moments=job.moments.midway(there[job.name], layers[job.name].kind == "embedding")) for job in jobs
+            ]
+            coded, step = code(jobs)
         convert(dense, {name: result.matrix for name, result in coded.items()}, tied)
         save_model(dense, tokenizer, stage.path, trainable=True)
         stage.summary |= {

@@ -96,7 +96,7 @@ def keep_inputs(walk: Walk, index: int) -> None:
             leaders[name] = leader
             if leader == name:
                 moment = moments_of(total, [], walk.windows.numel(), means, shared).inputs.to(CPU)
-                tensors |= {f"{name}.{part}": value for part, value in unit.parts(moment, total.edges).items()}
+                tensors |= {f"{name}.{part}": value for part, value in walk.parts(moment, total.edges).items()}
     file = f"moments/coded-{index}.safetensors"
     save_tensors(walk.journal.path(file), {name: tensor.contiguous() for name, tensor in tensors.items()})
     walk.journal.done(f"inputs/{index}", file, leaders=leaders)

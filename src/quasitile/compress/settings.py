@@ -17,6 +17,8 @@ from quasitile.compress.order import ORDERS
 from quasitile.compress.stream import AxesSettings
 from quasitile.settings import ComputeSettings, Settings
 
+MIDWAY_BITS = 1.5  # a weight; above it the coded model's gradients are the original's
+
 
 class TilingSettings(Settings):
     """Where the tiles lie."""
@@ -61,9 +63,18 @@ class CalibrationSettings(Settings):
         description="what a layer is coded behind: layers as they were, coded ones (streamed), or coded ones whose errors it "
         "makes up for; auto: the last, but original where that is not possible, or streamed and above 3 bits a weight",
     )
+    gradients: Literal["auto", "original", "midway"] = Field(
+        default="auto",
+        description="whose gradients price errors: the original's, or half of these and half of the coded model's, which is "
+        f"then coded twice; auto: the latter at {MIDWAY_BITS} bits a weight and below",
+    )
     moment_bytes: int = Field(
         default=64 * 2**20, ge=2**12, description="a larger second moment is kept as diagonal blocks of so many (streamed)"
     )
+
+    def prices_midway(self, bits: float) -> bool:
+        """Whether gradients are taken midway where a weight gets so many bits."""
+        return self.gradients == "midway" or (self.gradients == "auto" and bits <= MIDWAY_BITS)
 
     @field_validator("stream", mode="before")
     @classmethod

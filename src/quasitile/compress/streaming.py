@@ -28,6 +28,7 @@ from quasitile.runtime import Place
 from quasitile.runtime.device import CPU
 
 HEAD_SUMS = ("inputs", "outputs")  # kept of a head that shares the table
+GRADIENTS = "gradients"  # of what is kept of a table: the moment itself, which prices midway take the mean of
 BEHIND = "coded-"  # begins the names of states behind coded layers, which are made later
 LOGIT_NUMBERS = 1 << 24  # of one batch, after the last layer; a few arrays of them are in memory at a time
 
@@ -68,6 +69,13 @@ class Walk:
     def writer(self, name: str) -> StateWriter:
         """Of hidden states of all windows."""
         return StateWriter(self.journal.path(f"states/{name}"))
+
+    def parts(self, moment: Tensor, edges: list[int]) -> dict[str, Tensor]:
+        """What is kept of a second moment."""
+        if self.side is None:
+            return {"inputs": moment}
+        side = self.side(moment, edges)
+        return {"lower": side.lower, "columns": side.column_codes}
 
     def forget(self, name: str) -> None:
         """Hidden states that nobody will ask for again."""
@@ -278,17 +286,12 @@ class Unit:
             stats[name] = [float(mean_power(moments.inputs, total)), float(moments.outputs.mean())]
             tensors[f"{name}.outputs"] = moments.outputs
             if leader == name:
-                tensors |= {f"{name}.{part}": value for part, value in self.parts(moments.inputs, total.edges).items()}
+                tensors |= {f"{name}.{part}": value for part, value in walk.parts(moments.inputs, total.edges).items()}
+            if self.places[name].kind == "embedding":
+                tensors[f"{name}.{GRADIENTS}"] = moments.inputs
         file = f"moments/{key.partition('/')[2]}.safetensors"
         save_tensors(walk.journal.path(file), {name: tensor.contiguous() for name, tensor in tensors.items()})
         walk.journal.done(key, file, leaders=leaders, stats=stats, **values)
-
-    def parts(self, moment: Tensor, edges: list[int]) -> dict[str, Tensor]:
-        """What is kept of a second moment."""
-        if self.walk.side is None:
-            return {"inputs": moment}
-        side = self.walk.side(moment, edges)
-        return {"lower": side.lower, "columns": side.column_codes}
 
 
 def has_experts(pieces: Pieces, index: int) -> bool:
