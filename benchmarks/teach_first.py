@@ -27,7 +27,16 @@ from quasitile.compress.text import read_texts
 from quasitile.folders import read_jsonl, write_jsonl
 from quasitile.progress import set_quiet
 
-READING = {"sections": 8, "facts": 4, "steps": 8, "rate": 0.01, "forget": 0.02, "questions": 60, "scored": 16384}
+READING = {
+    "entities": None,
+    "sections": 8,
+    "facts": 4,
+    "steps": 8,
+    "rate": 0.01,
+    "forget": 0.02,
+    "questions": 60,
+    "scored": 16384,
+}
 
 
 class Study:
