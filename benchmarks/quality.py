@@ -48,6 +48,7 @@ VARIATIONS: dict[str, dict[str, Any]] = {
     "axes, stream, no trellis, dead zone 0.6": {"axes": {"kind": "stream"}, "trellis": 1, "residual_threshold": 0.6},
     "paper, corrected": factors("penrose"),
     "residual, not corrected": {"calibration": {"propagate": "original"}},
+    "residual, priced at the original": {"calibration": {"gradients": "original"}},
     "factor first": {**factors("penrose"), "factorise": "factor first"},
 }
 
