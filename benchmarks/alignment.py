@@ -22,8 +22,6 @@ from rich.console import Console
 
 from quasitile import AlignSettings, CompressSettings, align, compress, load_model
 
-BATCH, SMALL_BATCH = 16, 4  # windows a step; the second below FEW tokens, so that there are steps at all
-FEW = 50_000
 LOGITS = "KL of the predictions"
 LOSSES: dict[str, dict[str, Any]] = {
     LOGITS: {"hidden_weight": 0},
@@ -64,8 +62,7 @@ class Alignment:
 
     def run(self, form: str, bits: float, seed: int, tokens: int, rate: float, loss: str) -> dict[str, Any]:
         """Align, and score what was stored."""
-        bench, (model, _) = self.bench, self.model(form, bits, seed)
-        batch = SMALL_BATCH if tokens < FEW else BATCH
+        bench, (model, _), batch = self.bench, self.model(form, bits, seed), self.args.batch
         num_steps = round(tokens / (batch * WINDOW_TOKENS))
 
         def go() -> dict[str, Any]:
@@ -85,6 +82,7 @@ class Alignment:
             "form": form,
             "bits": bits,
             "seed": seed,
+            "batch": batch,
             "tokens_trained": num_steps * batch * WINDOW_TOKENS,
         }
         return self.results.once({**bench.setting, **key, "rate": rate, "loss": loss}, go)
@@ -96,17 +94,19 @@ def table(lines: list[dict[str, Any]]) -> str:
     groups: dict[tuple, list[dict[str, Any]]] = {}
     for line in lines:
         if line["variant"] == "aligned":
-            name = line["form"], line["bits"], line["loss"], line["tokens_trained"], line["rate"]
+            name = line["form"], line["bits"], line["loss"], line["tokens_trained"], line.get("batch", 16), line["rate"]
             groups.setdefault(name, []).append(line)
     rows = []
-    for (form, bits, loss, tokens, rate), group in sorted(groups.items(), key=lambda entry: (entry[0][:2], entry[0][3:])):
-        cells = [form, f"{bits:g}", loss, f"{tokens // 1000} k", f"{rate:g}", str(len(group))]
+    for (form, bits, loss, tokens, batch, rate), group in sorted(
+        groups.items(), key=lambda entry: (entry[0][:2], entry[0][3:])
+    ):
+        cells = [form, f"{bits:g}", loss, f"{tokens // 1000} k", str(batch), f"{rate:g}", str(len(group))]
         for score in ("damage_nats", "divergence_nats"):
             starts = [before[form, bits, line["seed"]][score] for line in group]
             won = [100 * (1 - line[score] / start) for line, start in zip(group, starts, strict=True)]
             cells += [interval(starts), interval([line[score] for line in group]), f"{sum(won) / len(won):.0f} %"]
         rows.append(tuple(cells))
-    names = ("form", "bits", "loss", "tokens", "rate", "seeds")
+    names = ("form", "bits", "loss", "tokens", "windows a step", "rate", "seeds")
     return markdown((*names, "damage before", "after", "won back", "divergence before", "after", "won back"), rows)
 
 
@@ -115,6 +115,7 @@ def main() -> None:
     parser.add_argument("--forms", nargs="+", default=["best", "paper"], help="names of recipes")
     parser.add_argument("--bits", type=float, nargs="+", default=[4, 2, 1, 0.5, 0.28])
     parser.add_argument("--rates", type=float, nargs="+", default=[0.003, 0.01], help="rounding steps a step of Adam")
+    parser.add_argument("--batch", type=int, default=4, help="windows a step; 16 in the lines made before 4 was the default")
     parser.add_argument("--tokens-tried", type=float, default=1e5, help="for the choice of a rate")
     parser.add_argument("--train-tokens", type=float, nargs="*", default=[1e6])
     parser.add_argument("--losses", nargs="+", default=[LOGITS])

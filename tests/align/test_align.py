@@ -2,6 +2,7 @@
 
 import json
 import math
+import statistics
 
 import numpy as np
 import pytest
@@ -184,6 +185,17 @@ def test_alignment_lowers_the_divergence_within_the_same_bytes(compressed, model
     assert stored_bytes(tmp_path / "out") <= stored_bytes(compressed)
     assert summary["num_tokens"] == 40 * 8 * 32
     assert math.isfinite(summary["damage_after_nats"])
+
+
+def test_small_batches_learn_more_from_the_same_tokens(compressed, model_folder, text_file, tmp_path):
+    def last(name, **changes):
+        chosen = settings(learning_rate=0.01, price_bits=False, **changes)
+        align(compressed, tmp_path / name, teacher=model_folder, text=text_file, settings=chosen)
+        rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        return statistics.fmean(row["loss"] for row in rows[-len(rows) // 4 :])  # of text that no step has seen before
+
+    few, many = last("few", num_steps=8, batch_size=16), last("many", num_steps=64, batch_size=2)
+    assert many < 0.9 * few
 
 
 def test_what_is_trained_is_what_is_stored(compressed):

@@ -13,10 +13,14 @@ from quasitile.settings import ComputeSettings
 class AlignSettings(ComputeSettings):
     """How the compressed model is aligned."""
 
-    num_steps: int = Field(default=80, ge=0)
-    batch_size: int = Field(default=16, ge=1, description="windows a step, of all processes together")
+    num_steps: int = Field(default=320, ge=0)
+    batch_size: int = Field(
+        default=4,
+        ge=1,
+        description="windows a step, of all processes together; fewer learn more from a token",
+    )
     num_tokens: int = Field(default=256, ge=2, description="a window")
-    learning_rate: float = Field(default=0.003, gt=0, description="rounding steps a step of Adam")
+    learning_rate: float = Field(default=0.002, gt=0, description="rounding steps a step of Adam")
     momentum: float = Field(
         default=0.9, ge=0, lt=1, description="of gradients; more averages more noise away, and needs more steps"
     )
