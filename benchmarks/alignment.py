@@ -67,15 +67,16 @@ class Alignment:
 
         def go() -> dict[str, Any]:
             amounts = {"num_steps": num_steps, "batch_size": batch, "num_tokens": WINDOW_TOKENS, "learning_rate": rate}
-            fixed = {"price_bits": False, "save_every": 0, "seed": seed}
+            fixed = {"price_bits": self.args.price, "save_every": 0, "seed": seed}
             settings = AlignSettings.model_validate({**amounts, **fixed, **LOSSES[loss]})
             started = time.process_time()
             with tempfile.TemporaryDirectory() as folder:
                 out = Path(folder) / "aligned"
                 summary = align(model, out, teacher=bench.location, text=bench.text, settings=settings)
                 scores = bench.score(load_model(out)[0])
-            held_out = {"held_out_nats": summary["damage_after_nats"], "stored_bytes": summary["stored_bytes"]}
-            return {**held_out, **scores, "cpu_seconds": round(time.process_time() - started, 1)}
+            stored = {name: summary[name] for name in ("stored_bytes", "step_factor")}
+            stored["held_out_nats"] = summary["damage_after_nats"]
+            return {**stored, **scores, "cpu_seconds": round(time.process_time() - started, 1)}
 
         key = {
             "variant": "aligned",
@@ -83,6 +84,7 @@ class Alignment:
             "bits": bits,
             "seed": seed,
             "batch": batch,
+            "price_bits": self.args.price,
             "tokens_trained": num_steps * batch * WINDOW_TOKENS,
         }
         return self.results.once({**bench.setting, **key, "rate": rate, "loss": loss}, go)
@@ -94,19 +96,20 @@ def table(lines: list[dict[str, Any]]) -> str:
     groups: dict[tuple, list[dict[str, Any]]] = {}
     for line in lines:
         if line["variant"] == "aligned":
-            name = line["form"], line["bits"], line["loss"], line["tokens_trained"], line.get("batch", 16), line["rate"]
-            groups.setdefault(name, []).append(line)
+            how = line["tokens_trained"], line.get("batch", 16), line["rate"], line.get("price_bits", False)
+            groups.setdefault((line["form"], line["bits"], line["loss"], *how), []).append(line)
     rows = []
-    for (form, bits, loss, tokens, batch, rate), group in sorted(
+    for (form, bits, loss, tokens, batch, rate, priced), group in sorted(
         groups.items(), key=lambda entry: (entry[0][:2], entry[0][3:])
     ):
-        cells = [form, f"{bits:g}", loss, f"{tokens // 1000} k", str(batch), f"{rate:g}", str(len(group))]
+        cells = [form, f"{bits:g}", loss, f"{tokens // 1000} k", str(batch), f"{rate:g}", "yes" if priced else "no"]
+        cells.append(str(len(group)))
         for score in ("damage_nats", "divergence_nats"):
             starts = [before[form, bits, line["seed"]][score] for line in group]
             won = [100 * (1 - line[score] / start) for line, start in zip(group, starts, strict=True)]
             cells += [interval(starts), interval([line[score] for line in group]), f"{sum(won) / len(won):.0f} %"]
         rows.append(tuple(cells))
-    names = ("form", "bits", "loss", "tokens", "windows a step", "rate", "seeds")
+    names = ("form", "bits", "loss", "tokens", "windows a step", "rate", "price", "seeds")
     return markdown((*names, "damage before", "after", "won back", "divergence before", "after", "won back"), rows)
 
 
@@ -116,6 +119,7 @@ def main() -> None:
     parser.add_argument("--bits", type=float, nargs="+", default=[4, 2, 1, 0.5, 0.28])
     parser.add_argument("--rates", type=float, nargs="+", default=[0.003, 0.01], help="rounding steps a step of Adam")
     parser.add_argument("--batch", type=int, default=4, help="windows a step; 16 in the lines made before 4 was the default")
+    parser.add_argument("--price", action=argparse.BooleanOptionalAction, default=True, help="a price on bits while training")
     parser.add_argument("--tokens-tried", type=float, default=1e5, help="for the choice of a rate")
     parser.add_argument("--train-tokens", type=float, nargs="*", default=[1e6])
     parser.add_argument("--losses", nargs="+", default=[LOGITS])

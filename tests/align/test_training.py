@@ -20,7 +20,9 @@ from quasitile.align.record import Recording
 from quasitile.align.sharding import local
 from quasitile.align.teacher import LiveTeacher
 from quasitile.checkpoint import stored_bytes
+from quasitile.codec.packing import pack
 from quasitile.compress import CompressSettings
+from quasitile.compress.refit import pack_within
 from quasitile.compress.stack import Stack
 from quasitile.runtime import load_trainable, tiled_matrices
 
@@ -290,6 +292,23 @@ def test_alignment_with_a_price_needs_no_coarser_steps(compressed, model_folder,
         factors[priced] = align(compressed, out, teacher=model_folder, text=text_file, settings=chosen)["step_factor"]
         assert stored_bytes(out) <= stored_bytes(compressed)
     assert 1 <= factors[True] < factors[False]
+
+
+def test_steps_grow_no_more_than_the_bytes_need(compressed):
+    student, _ = load_trainable(compressed)
+    matrices = list(tiled_matrices(student).values())
+    with torch.no_grad():
+        for matrix in matrices:
+            matrix.make_trainable()
+            for values in (values for block in matrix.rank_blocks() for values in block.coefficients()):
+                beyond = torch.linspace(0.5001, 0.51, values.numel()).view_as(values)  # as training leaves many codes
+                values.copy_(torch.where(values.round() == 0, beyond, values))
+    limit = round(0.99 * sum(pack(matrix.coded()).numel() for matrix in matrices))
+
+    factor = pack_within(student, limit)
+    stored = sum(matrix.payload.numel() for matrix in matrices)
+    assert 1 < factor < 1.02
+    assert 0.995 * limit < stored <= limit
 
 
 def test_gates_close_at_their_cut_off_and_their_gradient_is_right():

@@ -20,6 +20,7 @@ from quasitile.codec.packing import estimated_bytes
 from quasitile.runtime import TiledMatrix
 
 ROUNDING_POWER = 1 / 12  # mean square that a code of 0 stands for
+AIM = 0.995  # of the limit: what is a little too large in the end has to be rounded again, which costs more than it saves
 RESPONSE = 15.0  # of the price to a size that is off, relative; at most a factor e at a time
 
 
@@ -76,7 +77,7 @@ class BitPrice:
         for matrix in self.matrices:
             with self.shards.whole(matrix) if self.shards is not None else nullcontext():
                 size += estimated_bytes(matrix.coded())
-        self.nats_per_bit *= math.exp(max(-1.0, min(1.0, RESPONSE * (size / self.limit_bytes - 1))))
+        self.nats_per_bit *= math.exp(max(-1.0, min(1.0, RESPONSE * (size / (AIM * self.limit_bytes) - 1))))
         return round(size)
 
 
