@@ -3,6 +3,7 @@
 import copy
 import math
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from quasitile.codec.tiling import fibonacci
 from quasitile.compress import CompressSettings, token_windows
 from quasitile.compress.allocate import Job, allocate
 from quasitile.compress.calibrate import calibrate
-from quasitile.compress.correct import RIDGE, RIDGE_OF_FEW_TOKENS, Layer, code_in_order
+from quasitile.compress.correct import RIDGE, RIDGE_OF_FEW_TOKENS, Budget, Layer, code_in_order
 from quasitile.compress.stack import NotAStack, Stack
 from quasitile.compress.text import read_texts
 from quasitile.runtime import compressible_layers
@@ -225,3 +226,18 @@ def test_a_model_that_is_no_stack_is_not_corrected(model_folder, text_file, tmp_
     small["calibration"]["propagate"] = "corrected"
     with pytest.raises(InputError, match="propagate=corrected is not possible"):
         compress(model_folder, tmp_path / "no", text=text_file, settings=CompressSettings.model_validate(small))
+
+
+@pytest.mark.parametrize("true_slope", [-0.4, -1.0, -2.5])
+def test_the_size_is_met_whatever_the_last_matrices_do(true_slope):
+    names = [f"m{index}" for index in range(40)]
+    jobs = {name: SimpleNamespace(name=name) for name in names}
+
+    def coded(some, step):
+        return {job.name: 1000 * step**true_slope for job in some}
+
+    budget = Budget(lambda sizes: 500 + round(sum(sizes.values())), 39_000, -1.0, 1.0, coded(jobs.values(), 1.0))
+    for name in names:
+        budget.take(coded([jobs[name]], 1.0), [jobs[name]], 1.0)
+    size = budget.measure(budget.settle(coded))
+    assert 0.996 * 39_000 <= size <= 39_000

@@ -9,7 +9,7 @@ from quasitile import compress, load_model
 from quasitile.codec.matrix import decode_matrix
 from quasitile.compress import CompressSettings, token_windows
 from quasitile.compress.allocate import allocate
-from quasitile.compress.calibrate import Moments, calibrate
+from quasitile.compress.calibrate import Moments, calibrate, price_midway
 from quasitile.compress.pipeline import bytes_beside, coding_for, job_for
 from quasitile.compress.settings import MIDWAY_BITS, CalibrationSettings
 from quasitile.compress.text import read_texts
@@ -67,6 +67,11 @@ def test_it_is_what_coding_with_the_mean_of_both_gradients_gives(models):
         for name, weight in weights_of(dense[who]).items():
             assert_close(coded[who][name], weight, **TOLERANCE[torch.float32])
     assert any(not torch.equal(coded["midway"][name], coded["original"][name]) for name in layers)
+
+
+def test_a_model_that_is_destroyed_does_not_set_the_prices():
+    here, there = torch.tensor([1.0, 1.0, 2.0]), torch.tensor([3.0, 1e6, 0.5])
+    assert_close(price_midway(here, there), torch.tensor([2.0, 5.5, 1.25]), **TOLERANCE[torch.float32])
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from quasitile.runtime import Place, compressible_layers
 from quasitile.runtime.device import CPU
 
 PRIOR_TOKENS = 32  # of an average expert, added to each
+DEAREST = 10.0  # times the original's price of a row that the coded model's may be
 UNREACHED = 1e-29  # mean square of gradients below which a matrix counts as not reached
 
 
@@ -48,7 +49,15 @@ class Moments:
             columns: Whether the columns meet gradients too, as those of a table do.
         """
         inputs = (self.inputs + there.inputs) / 2 if columns else self.inputs
-        return Moments(inputs, (self.outputs + there.outputs) / 2)
+        return Moments(inputs, price_midway(self.outputs, there.outputs))
+
+
+def price_midway(here: Tensor, there: Tensor) -> Tensor:
+    """The mean of gradients' mean squares (M,), those there counting `DEAREST` times what they are here at most.
+
+    A model that coding has all but destroyed has gradients a thousand times as large, which say nothing any more.
+    """
+    return (here + torch.minimum(there, DEAREST * here)) / 2
 
 
 def calibrate(model: Any, windows: Tensor, batch_size: int = 8, seed: int = 0) -> dict[str, Moments]:

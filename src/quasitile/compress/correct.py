@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from quasitile.codec.block import CodedMatrix
 from quasitile.codec.coding import Coding
 from quasitile.codec.matrix import decode_matrix
-from quasitile.compress.allocate import CLOSE, Allocation, Coded, Job, encode_all
+from quasitile.compress.allocate import CLOSE, Allocation, Coded, Job, encode_all, slope_through
 from quasitile.compress.calibrate import Moments
 from quasitile.compress.stack import Captured, Stack
 from quasitile.progress import track
@@ -40,6 +40,7 @@ DOUBLE_COLUMNS = 4096  # of more, the factor is single precision too
 SAME = 1e-3  # how far from unity the gain may be of what is added to the hidden states
 LARGEST_MOVE = 0.3  # of the logarithm of the step
 SHARE_OF_LATEST = 0.3  # in the running mean of how sizes differ from the plan
+STEEPEST = 2.5  # how much steeper the last matrices may be than all of them, or less steep
 LAST, TRIES = 8, 5  # matrices that are coded again where the target is missed, and how often at most
 
 
@@ -69,6 +70,11 @@ class Budget:
         """All matrices as they stand."""
         return self.planned | {name: each for name, (each, _, _) in self.done.items()}
 
+    @property
+    def steepness(self) -> float:
+        """Of the matrices alone, d log(size) / d log(step): what else is counted does not change with the step."""
+        return self.slope * self.target / max(self.size(self.planned), 1)
+
     def size(self, names: Iterable[str]) -> int:
         """That was planned for these matrices."""
         return self.measure({name: self.planned[name] for name in names}) - self.measure({})
@@ -77,13 +83,13 @@ class Budget:
         """For matrices that are still to be coded."""
         planned = self.size(left)
         room = planned + self.target * (1 - CLOSE / 2) - self.measure(self.coded())
-        move = math.log(max(room, 1) / max(planned * self.growth, 1)) / self.slope
+        move = math.log(max(room, 1) / max(planned * self.growth, 1)) / self.steepness
         return self.step * math.exp(max(-LARGEST_MOVE, min(LARGEST_MOVE, move)))
 
     def take(self, coded: dict[str, Any], jobs: Sequence[Any], step: float) -> None:
         """Note what has been coded."""
         self.done |= {job.name: (coded[job.name], job, step) for job in jobs}
-        planned = self.size(coded) * (step / self.step) ** self.slope
+        planned = self.size(coded) * (step / self.step) ** self.steepness
         found = self.measure(coded) - self.measure({})
         if planned > 0:
             self.growth += SHARE_OF_LATEST * (found / planned - self.growth)
@@ -95,18 +101,24 @@ class Budget:
             code_again: Codes jobs or tasks at a step.
         """
         best, most = self.planned, -1
+        latest = list(self.done)[-LAST:]
+        first = {name: self.done[name][2] for name in latest}  # steps, which keep their ratios
+        factor, points = 1.0, []
         for _ in range(TRIES):
             size = self.measure(self.coded())
             if most < size <= self.target:
                 best, most = self.coded(), size
             if self.target * (1 - CLOSE) <= size <= self.target:
                 break
-            latest = list(self.done)[-LAST:]
-            _, jobs, steps = zip(*(self.done[name] for name in latest), strict=True)
-            mine = self.measure({name: self.done[name][0] for name in latest}) - self.measure({})
-            move = math.log(max(mine + self.target * (1 - CLOSE / 2) - size, 1) / max(mine, 1)) / self.slope
-            step = steps[-1] * math.exp(max(-LARGEST_MOVE, min(LARGEST_MOVE, move)))
-            self.take(code_again(list(jobs), step), jobs, step)
+            mine = max(self.measure({name: self.done[name][0] for name in latest}) - self.measure({}), 1)
+            points.append((math.log(factor), math.log(mine)))
+            slope = slope_through(points, self.steepness)
+            slope = max(STEEPEST * self.steepness, min(self.steepness / STEEPEST, slope))
+            move = math.log(max(mine + self.target * (1 - CLOSE / 2) - size, 1) / mine) / slope
+            factor *= math.exp(max(-LARGEST_MOVE, min(LARGEST_MOVE, move)))
+            for step in dict.fromkeys(first.values()):
+                jobs = [self.done[name][1] for name in latest if first[name] == step]
+                self.take(code_again(jobs, step * factor), jobs, step * factor)
         return best
 
 

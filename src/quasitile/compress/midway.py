@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from quasitile.checkpoint.streams import TensorReader, save_tensors
+from quasitile.compress.calibrate import price_midway
 from quasitile.compress.journal import Journal
 from quasitile.compress.outofcore import OutOfCore
 from quasitile.compress.stored import stored_moments
@@ -41,7 +42,7 @@ def once_more(
     line = journal.recall("midway")
     if line is None:
         mine, there = stored_moments(work.journal, work.edges), moments_of_coded(work, walk, facts)
-        means = {f"{name}.outputs": (each.outputs() + there[name].outputs()) / 2 for name, each in mine.items()}
+        means = {f"{name}.outputs": price_midway(each.outputs(), there[name].outputs()) for name, each in mine.items()}
         tables = [name for name, each in mine.items() if f"{name}.{GRADIENTS}" in TensorReader(each.inputs_file)]
         for name in tables:
             here, other = (TensorReader(each.inputs_file).read(f"{name}.{GRADIENTS}") for each in (mine[name], there[name]))

@@ -17,7 +17,7 @@ from quasitile.compress.order import ORDERS
 from quasitile.compress.stream import AxesSettings
 from quasitile.settings import ComputeSettings, Settings
 
-MIDWAY_BITS = 1.5  # a weight; above it the coded model's gradients are the original's
+MIDWAY_BITS = 1.5  # a weight; above it the coded model's gradients say the same as the original's
 
 
 class TilingSettings(Settings):
