@@ -45,11 +45,11 @@ bench: $(VENV)/.installed-dev
 SCORED := --text $(DATA)/general/train.jsonl --general $(DATA)/general/test.jsonl --tokens 10000 --windows 48 --seeds 3
 SIZES := --bits 4 3 2 1 0.5 0.28 --only best paper presets
 
-$(RESULTS)/gpt2/training.json: $(VENV)/.installed-dev
-	$(BIN)/python tools/train_base.py $(DATA) $(@D) --architecture gpt2 --tokenizer src/quasitile/data/base --minutes 75
+$(RESULTS)/qwen3/training.json: $(VENV)/.installed-dev
+	$(BIN)/python tools/train_base.py $(DATA) $(@D) --architecture qwen3 --layers 4 --tokenizer src/quasitile/data/base --minutes 40 --step-tokens 4096
 
-results: $(VENV)/.installed-dev $(RESULTS)/gpt2/training.json
-	for model in embedded:base $(RESULTS)/gpt2; do \
+results: $(VENV)/.installed-dev $(RESULTS)/qwen3/training.json
+	for model in embedded:base $(RESULTS)/qwen3; do \
 	  $(BIN)/python benchmarks/peers.py $$model $(SCORED) --environments $(RESULTS)/peers --out $(RESULTS)/peers.jsonl && \
 	  $(BIN)/python benchmarks/quality.py $$model $(SCORED) $(SIZES) --out $(RESULTS)/quality.jsonl || exit 1; \
 	done

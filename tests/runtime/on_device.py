@@ -37,6 +37,7 @@ ADAPT = {"steps_per_section": 2, "text_tokens": 32, "replay_windows": 2, "replay
 
 
 CALIBRATION = {"num_windows": 6, "num_tokens": 32}
+STREAMED = {"stream": "yes", "propagate": "corrected", "gradients": "midway"}
 COMPRESS = {"size": "30%", "tiling": {"short": 16}, "calibration": CALIBRATION, "workers": 1}
 
 
@@ -74,9 +75,9 @@ def main(device: str, folder: Path) -> None:
         summary = adapt(model, reading, out / name, teacher=teacher, text=text, settings=settings)
         note(name, summary, "general_before_nats", "general_after_nats", "answers_stored_nats")
     for name, changes in (
-        ("compress", {}),
+        ("compress", {"calibration": {**CALIBRATION, "gradients": "midway"}}),
         ("compress, ordered", {"order": "energy", "tiling": {"name": "hierarchical", "short": 16}, "max_rank": 2}),
-        ("compress from shards", {"size": "20%", "calibration": {**CALIBRATION, "stream": "yes", "propagate": "corrected"}}),
+        ("compress from shards", {"size": "20%", "calibration": {**CALIBRATION, **STREAMED}}),
         ("compress behind coded layers", {"calibration": {**CALIBRATION, "stream": "yes", "propagate": "compressed"}}),
         ("compress with modegpt", {"modules": "modegpt", "calibration": {**CALIBRATION, "propagate": "original"}}),
     ):
