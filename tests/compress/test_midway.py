@@ -75,8 +75,14 @@ def test_a_model_that_is_destroyed_does_not_set_the_prices():
 
 
 @pytest.mark.parametrize(
-    ("gradients", "bits", "expected"),
-    [("auto", MIDWAY_BITS, True), ("auto", MIDWAY_BITS + 0.1, False), ("midway", 8.0, True), ("original", 0.5, False)],
+    ("gradients", "propagate", "bits", "expected"),
+    [
+        ("auto", "auto", MIDWAY_BITS, True),
+        ("auto", "auto", MIDWAY_BITS + 0.1, False),
+        ("auto", "original", MIDWAY_BITS, False),
+        ("midway", "original", 8.0, True),
+        ("original", "corrected", 0.5, False),
+    ],
 )
-def test_when_prices_are_midway(gradients, bits, expected):
-    assert CalibrationSettings(gradients=gradients).prices_midway(bits) == expected
+def test_when_prices_are_midway(gradients, propagate, bits, expected):
+    assert CalibrationSettings(gradients=gradients, propagate=propagate).prices_midway(bits) == expected

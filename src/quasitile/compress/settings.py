@@ -66,7 +66,7 @@ class CalibrationSettings(Settings):
     gradients: Literal["auto", "original", "midway"] = Field(
         default="auto",
         description="whose gradients price errors: the original's, or half of these and half of the coded model's, which is "
-        f"then coded twice; auto: the latter at {MIDWAY_BITS} bits a weight and below",
+        f"then coded twice; auto: the latter at {MIDWAY_BITS} bits a weight and below, unless propagate is original",
     )
     moment_bytes: int = Field(
         default=64 * 2**20, ge=2**12, description="a larger second moment is kept as diagonal blocks of so many (streamed)"
@@ -74,7 +74,8 @@ class CalibrationSettings(Settings):
 
     def prices_midway(self, bits: float) -> bool:
         """Whether gradients are taken midway where a weight gets so many bits."""
-        return self.gradients == "midway" or (self.gradients == "auto" and bits <= MIDWAY_BITS)
+        wanted = bits <= MIDWAY_BITS and self.propagate != "original"
+        return self.gradients == "midway" or (self.gradients == "auto" and wanted)
 
     @field_validator("stream", mode="before")
     @classmethod

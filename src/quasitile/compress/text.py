@@ -64,9 +64,7 @@ def sample_tokens(model: Any, tokenizer: Any, count: int, settings: SampleSettin
         raise InputError("the tokenizer has neither a begin nor an end token to start from; give a text file instead")
     tokens = torch.full((count, 1), int(start))
     cache, drawn = StaticCache(model.config, max_cache_len=settings.num_tokens), [tokens]
-    keyword = (
-        "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
-    )  # Transformers before 5.24
+    keyword = cache_keyword(model)
     for _ in range(settings.num_tokens):
         output = model(tokens, use_cache=True, **{keyword: cache})
         logits = output.logits[:, -1].cpu().float() / settings.temperature
