@@ -33,6 +33,11 @@ class Made:
     summary: dict
 
 
+# Of outputs from the original's, where it is more than usual: a token near a tie meets another expert of these random models,
+# which alone is 0.02 to 0.05.
+FARTHEST = {"convbert": 0.2} | dict.fromkeys(("llama4", "mixtral", "qwen3-moe", "deepseek-v3", "gpt-oss"), 0.12)
+
+
 def make(folder, tokenizer, text_file, name, dtype=torch.bfloat16, **changes):
     build(name, len(tokenizer)).to(dtype).save_pretrained(folder / "original")
     tokenizer.save_pretrained(folder / "original")
@@ -74,7 +79,7 @@ def test_it_opens_as_the_model_that_was_in_memory_and_is_close_to_the_original(m
     coded = {name: matrix.coded() for name, matrix in tiled_matrices(opened).items()}
     in_memory = convert(original, coded, compressible_layers(original)[1])
     assert torch.equal(output(opened), output(in_memory))
-    assert relative_error(output(opened), expected) < (0.2 if made.name == "convbert" else 0.06)
+    assert relative_error(output(opened), expected) < FARTHEST.get(made.name, 0.06)
 
 
 def test_the_size_is_kept(made):
