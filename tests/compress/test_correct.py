@@ -18,8 +18,9 @@ from quasitile.codec.matrix import decode_matrix
 from quasitile.codec.tiling import fibonacci
 from quasitile.compress import CompressSettings, token_windows
 from quasitile.compress.allocate import Job, allocate
+from quasitile.compress.budget import Budget
 from quasitile.compress.calibrate import calibrate
-from quasitile.compress.correct import RIDGE, RIDGE_OF_FEW_TOKENS, Budget, Layer, code_in_order
+from quasitile.compress.correct import RIDGE, RIDGE_OF_FEW_TOKENS, Layer, code_in_order
 from quasitile.compress.stack import NotAStack, Stack
 from quasitile.compress.text import read_texts
 from quasitile.runtime import compressible_layers

@@ -21,7 +21,8 @@ from quasitile.checkpoint.shards import checksum
 from quasitile.checkpoint.streams import save_tensors
 from quasitile.codec.packing import unpack
 from quasitile.codec.stored import StoredMatrix
-from quasitile.compress.correct import LAST, Budget, Differences, Group, Layer, put_matrix
+from quasitile.compress.budget import LAST, Budget
+from quasitile.compress.correct import Differences, Group, Layer, put_matrix
 from quasitile.compress.observe import separate_experts
 from quasitile.compress.pieces import RESIDENT_NUMBERS, largest_layer
 from quasitile.compress.streaming import Walk, has_experts

@@ -19,7 +19,7 @@ from quasitile.codec.packing import unpack
 from quasitile.codec.plain import block_edges, column_cuts, input_side, is_plain
 from quasitile.codec.tiling import TILINGS
 from quasitile.compress.allocate import TOLERANCE, estimated_bytes, next_point, residual_bytes, slope_through, solve
-from quasitile.compress.correct import Budget
+from quasitile.compress.budget import Budget
 from quasitile.compress.correct_streamed import StreamedCorrection
 from quasitile.compress.fanout import Run
 from quasitile.compress.journal import Journal
