@@ -37,6 +37,7 @@ from quasitile.runtime.skeleton import Skeleton
 
 PASSES = 6
 SAMPLE_PASSES = 5
+SAMPLED_APART, SAMPLED_FAR = 1.04, 2.0  # steps of a sample from the guessed one, and so many times that is still near it
 PICTURE_NUMBERS = 1 << 24  # of the largest matrix whose layout is drawn
 
 
@@ -140,16 +141,15 @@ class OutOfCore:
             step = solve(lambda x: residual_bytes(estimates, x, self.coding), room_bytes)
         slope = -1.0
         if is_plain(self.coding):
-            points: list[tuple[float, float]] = []
-            goal = math.log(1 - TOLERANCE / 2)
+            goal, kind = math.log(1 - TOLERANCE / 2), 0 if amounts.of == "bytes" else 1
             for _ in range(SAMPLE_PASSES):
-                sampled = self.each(sample, [(task, step) for task in tasks], "code samples")
-                size = amounts.rest + sum(each[0 if amounts.of == "bytes" else 1] for each in sampled)
-                points.append((math.log(step), math.log(size / amounts.target)))
-                if len(points) > 1 and points[-1][0] != points[-2][0]:
-                    slope = min(-0.1, (points[-1][1] - points[-2][1]) / (points[-1][0] - points[-2][0]))
+                steps = (step * SAMPLED_APART, step / SAMPLED_APART)
+                sampled = self.each(sample, [(task, steps) for task in tasks], "code samples")
+                sizes = [amounts.rest + sum(each[place][kind] for each in sampled) for place in range(len(steps))]
+                points = [(math.log(x), math.log(size / amounts.target)) for x, size in zip(steps, sizes, strict=True)]
+                slope, tried = slope_through(points, slope), step
                 step = math.exp(next_point(points, goal))
-                if abs(points[-1][1] - goal) < TOLERANCE / 10:
+                if abs(math.log(step / tried)) < SAMPLED_FAR * math.log(SAMPLED_APART):
                     break
         self.journal.done("sampled", step=step, slope=slope)
         return step, slope

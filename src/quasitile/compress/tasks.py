@@ -153,22 +153,33 @@ def sampled_rows(task: MatrixTask) -> tuple[Tensor, Tensor]:
     return rows, torch.cat([task.rows(int(row), int(row) + 1) for row in rows])
 
 
-def sample(task: MatrixTask, step: float) -> tuple[float, float]:
-    """About the bytes and the stored numbers of a matrix at a step, from coding some of its rows."""
+def sample(task: MatrixTask, steps: tuple[float, ...]) -> list[tuple[float, float]]:
+    """About the bytes and the stored numbers of a matrix at each of some steps, from coding some of its rows.
+
+    All steps at once, as so many more rows: reading the factor of the inputs takes longer than the rows do.
+    """
     rows, weight = sampled_rows(task)
     side, row_codes = side_of(task), row_scale_codes(task.stored.outputs(), task.coding)
-    tiling = task.tiles()
+    tiling, first_step, count = task.tiles(), steps[0], len(rows)
     tiles = []
     for tile in tiling.tiles:
         first, last = torch.searchsorted(rows, torch.tensor([tile.row_start, tile.row_stop])).tolist()
         if first < last:
             tiles.append(Tile(first, last, tile.column_start, tile.column_stop))
-    of_rows = Tiling((len(rows), task.shape[1]), tuple(tiles))
-    coded = code_rows(weight, scale_values(row_codes)[rows], side, of_rows, step, task.coding)
+    copies = [
+        replace(t, row_start=t.row_start + at, row_stop=t.row_stop + at)
+        for at in range(0, count * len(steps), count)
+        for t in tiles
+    ]
+    of_rows = Tiling((count * len(steps), task.shape[1]), tuple(copies))
+    weights = torch.cat([weight.float() * (first_step / step) for step in steps])  # what is rounded is a weight in steps
+    coded = code_rows(weights, scale_values(row_codes)[rows].repeat(len(steps)), side, of_rows, first_step, task.coding)
     scales = row_codes, side.column_codes
-    num_bytes = sampled_bytes(coded.points, tiles, task.coding.trellis, task.shape, len(tiling.tiles), scales)
-    kept = float(coded.points.count_nonzero()) * task.shape[0] / len(rows)
-    return num_bytes, kept + sum(task.shape)
+    found = []
+    for points in coded.points.split(count):
+        num_bytes = sampled_bytes(points, tiles, task.coding.trellis, task.shape, len(tiling.tiles), scales)
+        found.append((num_bytes, float(points.count_nonzero()) * task.shape[0] / count + sum(task.shape)))
+    return found
 
 
 def code(task: MatrixTask, step: float, file: Path) -> dict[str, Any]:

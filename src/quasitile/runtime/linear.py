@@ -272,7 +272,7 @@ class TiledMatrix(nn.Module):
         if torch.is_grad_enabled():
             self._cached = None  # fused optimisers change values in place without saying so
             return self._held if self._held is not None else self._assembled(self._skeleton.tiling)
-        versions = sum(p._version for p in self.blocks.parameters())  # grows with every change in place
+        versions = sum(block.version for block in self.rank_blocks())
         if self._cached is None or self._cached[0] != versions:
             self._cached = versions, self._assembled(self._skeleton.tiling)
         return self._cached[1]

@@ -41,6 +41,12 @@ class RankBlock(nn.Module):
         """Whether the tile is its residual, entry by entry: no factors and no transform."""
         return self.residual is not None and not self.left.numel() and self.transforms[1] == "identity"
 
+    @property
+    def version(self) -> int:
+        """A number that grows with every change in place of what is trained; asked for at every pass, so it is cheap."""
+        own = sum(values._version for values in self._parameters.values() if values is not None)
+        return own + sum(values._version for values in self.cut_offs.parameters()) if len(self.cut_offs) else own
+
     def scaled(self) -> Tensor:
         """The components' scales as they are stored, in bf16; gradients pass through."""
         scale = self.scale * self.gain.exp()
