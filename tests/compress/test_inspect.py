@@ -130,6 +130,12 @@ def test_what_a_size_buys(plans):
     assert row["predicted_damage_nats"] is None  # shapes do not know
 
 
+def test_what_is_coded_twice_takes_twice_the_time(plans):
+    plan = plans("Llama-3-8B")
+    once = plan["cost"]["calibration_seconds"] + plan["cost"]["coding_seconds"]
+    assert [row["seconds"] / once for row in plan["sizes"]] == pytest.approx([1, 1, 1, 2])  # 50, 25, 12.5 and 6.25 %
+
+
 def test_time_grows_with_the_model_and_shrinks_with_the_cores(plans):
     small, large = plans("Llama-3-8B")["cost"], plans("Llama-3.1-405B")["cost"]
     assert large["coding_seconds"] > 40 * small["coding_seconds"]

@@ -86,6 +86,11 @@ def inspect(
     workers = settings.workers or len(os.sched_getaffinity(0))
     num_tokens = settings.calibration.num_windows * settings.calibration.num_tokens
     calibrated = calibrated_damage(Path(model)) if is_compressed_config(config) else None
+    cost = cost_of(layers, shapes, config, num_tokens, rates, workers, measured)
+    once = cost["calibration_seconds"] + cost["coding_seconds"]
+    rows = [size_row(size, num_parameters, matrices, rest_bytes, calibrated) for size in settings.sizes]
+    for row in rows:  # prices midway take everything twice
+        row["seconds"] = once * (2 if settings.calibration.prices_midway(row["bits_per_matrix_weight"]) else 1)
     plan = {
         "architecture": type(skeleton).__name__,
         "compressed": is_compressed_config(config),
@@ -97,8 +102,8 @@ def inspect(
         "num_matrices": len(matrices),
         "tied": tied,
         "groups": groups_of(matrices),
-        "sizes": [size_row(size, num_parameters, matrices, rest_bytes, calibrated) for size in settings.sizes],
-        "cost": cost_of(layers, shapes, config, num_tokens, rates, workers, measured),
+        "sizes": rows,
+        "cost": cost,
         "matrices": matrices,
     }
     if picture is not None:

@@ -12,14 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quasitile.runtime import held_weights
+
 
 @contextmanager
 def inference(model: Any) -> Iterator[torch.device]:
-    """Run a block in eval and inference mode and yield the model's device; the mode is restored."""
+    """Run a block in eval and inference mode, weights unchanged, and yield the model's device; the mode is restored."""
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), held_weights(model):
             yield next(model.parameters()).device
     finally:
         model.train(was_training)

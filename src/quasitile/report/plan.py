@@ -26,7 +26,7 @@ def print_plan(screen: Console, plan: dict[str, Any]) -> None:
     screen.print(table("", ("matrices", "kind", "how many", "rows x columns", "parameters", "share"), group_rows(plan)))
     screen.print()
     damage = any(row["predicted_damage_nats"] is not None for row in plan["sizes"])
-    headers = ("size", "stored", "bits a weight", "of it for matrices", "mean rank, factors only")
+    headers = ("size", "stored", "bits a weight", "of it for matrices", "mean rank, factors only", "takes about")
     screen.print(table("", (*headers, "damage, nats") if damage else headers, size_rows(plan, damage)))
     if not damage:
         screen.print("What a size costs in quality needs weights and calibration text: run `quasitile compress`.", style="dim")
@@ -70,6 +70,7 @@ def size_rows(plan: dict[str, Any], damage: bool) -> list[tuple[str, ...]]:
             f"{row['bits_per_weight']:.2f}",
             f"{row['bits_per_matrix_weight']:.2f}" if row["bits_per_matrix_weight"] > 0 else "too small",
             f"{row['mean_rank']:.1f}",
+            duration(row["seconds"]),
         )
         nats = row["predicted_damage_nats"]
         rows.append((*cells, "?" if nats is None else f"{nats:.4f}") if damage else cells)
@@ -83,7 +84,8 @@ def cost_lines(cost: dict[str, Any]) -> list[str]:
     cores = f"{cost['workers']} core{'s' if cost['workers'] > 1 else ''}"
     return [
         f"Compressing takes about {duration(seconds)} on {cores}: {duration(cost['calibration_seconds'])} to calibrate "
-        f"on {cost['num_tokens']:,} tokens, {duration(cost['coding_seconds'])} to code.",
+        f"on {cost['num_tokens']:,} tokens, {duration(cost['coding_seconds'])} to code; "
+        "both twice where prices go midway (`calibration.gradients`), as the table says.",
         f"It holds about {human_bytes(cost['peak_memory_bytes'])} with the whole model in memory, "
         f"one layer at a time (`calibration.stream`), {human_bytes(cost['streamed_memory_bytes'])}.",
         f"[dim]Rates of a core: {cost['flops'] / 1e9:.0f} GFLOP/s, {cost['weights'] / 1e6:.1f} million weights a second "

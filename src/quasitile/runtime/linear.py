@@ -269,9 +269,11 @@ class TiledMatrix(nn.Module):
             if not self.dense.numel():
                 self.decode()
             return self.dense
+        if self._held is not None:
+            return self._held
         if torch.is_grad_enabled():
             self._cached = None  # fused optimisers change values in place without saying so
-            return self._held if self._held is not None else self._assembled(self._skeleton.tiling)
+            return self._assembled(self._skeleton.tiling)
         versions = sum(block.version for block in self.rank_blocks())
         if self._cached is None or self._cached[0] != versions:
             self._cached = versions, self._assembled(self._skeleton.tiling)
@@ -368,7 +370,7 @@ def tiled_matrices(model: nn.Module) -> dict[str, TiledMatrix]:
 
 @contextmanager
 def held_weights(model: nn.Module) -> Iterator[None]:
-    """Compute every trainable weight once for all forward passes inside, which share one backward pass."""
+    """Compute every trainable weight once for all forward passes inside, which share one backward pass or have none."""
     matrices = tiled_matrices(model).values()
     for matrix in matrices:
         matrix.hold(True)
