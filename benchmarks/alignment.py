@@ -32,6 +32,7 @@ LOSSES: dict[str, dict[str, Any]] = {
     "+ KL, through the vocabulary": {"hidden_weight": 0.05, "reading": "vocabulary"},
     "+ KL, as Gaussians": {"hidden_weight": 0.05, "reading": "gaussian"},
     "KL of hidden states alone (Eq. 5)": {"logit_weight": 0, "hidden_weight": 1},
+    "+ next token": {"hidden_weight": 0, "language_model_weight": 0.3},
     "next token alone": {"logit_weight": 0, "hidden_weight": 0, "language_model_weight": 1},
 }
 

@@ -5,11 +5,13 @@
 Llama-shaped models in bf16 with tied embeddings and the original's tokenizer, as wide as the bytes allow (`--bits` are
 stored bits an original weight; the original decides how many bytes that is). They learn to predict the text
 (`next token`) or the original's predictions (`distilled`), AdamW, at every rate of `--rates`; the best on held-out text is
-scored like a compressed model. Writes a JSON line a model to `--out` and repeats none that is there.
+scored like a compressed model. `--original` also lets the original itself read on: what next-token prediction on this
+text is worth where nothing was lost. Writes a JSON line a model to `--out` and repeats none that is there.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from typing import Any
@@ -62,7 +64,7 @@ def train(model: Any, teacher: Any, windows: Tensor, rate: float, num_tokens: in
             group["lr"] = rate * rate_factor(step / num_steps)
         rows = [(step * BATCH + place) % len(windows) for place in range(BATCH)]
         batch = windows[rows]
-        with half_precision():
+        with half_precision(model):
             logits = model(batch, use_cache=False).logits
             if teacher is None:
                 loss = language_model_nats(logits, batch)
@@ -78,9 +80,10 @@ def train(model: Any, teacher: Any, windows: Tensor, rate: float, num_tokens: in
 
 def main() -> None:
     parser = common_arguments(__doc__)
-    parser.add_argument("--bits", type=float, nargs="+", default=[0.5, 0.28])
+    parser.add_argument("--bits", type=float, nargs="*", default=[0.5, 0.28])
     parser.add_argument("--train-tokens", type=float, default=1e6)
     parser.add_argument("--layers", type=int, nargs="+", default=[2, 4], help="the better depth is kept")
+    parser.add_argument("--original", type=float, nargs="*", default=[], help="rates at which the original reads on")
     parser.add_argument("--rates", type=float, nargs="+", default=[0.005, 0.015])
     args = parser.parse_args()
     screen, results, bench = Console(), Results(args.out), Bench(args)
@@ -105,6 +108,14 @@ def main() -> None:
             cost = {"stored_bytes": stored, "cpu_seconds": time.process_time() - started}
             return {**size, **cost, "held_out_nats": nats, **bench.score(model)}
 
+        def read_on(rate: float, seed: int, held_out: Tensor, windows: Tensor) -> dict[str, Any]:
+            model = copy.deepcopy(bench.model).train().requires_grad_(True)
+            train(model, None, windows, rate, int(args.train_tokens))
+            return {"held_out_nats": held_out_nats(model.eval(), held_out), **bench.score(model)}
+
+        for rate in args.original:
+            key = {**setting, "variant": f"the original, read on at {rate:g}", "bits": 16, "seed": seed}
+            screen.print(results.once(key, lambda a=(rate, seed, held_out, windows): read_on(*a)), style="dim")
         for bits in args.bits:
             for variant, teacher in (("next token", None), ("distilled", bench.model)):
                 key = {**setting, "variant": f"from scratch, {variant}", "bits": bits, "seed": seed}

@@ -49,6 +49,7 @@ VARIATIONS: dict[str, dict[str, Any]] = {
     "paper, corrected": factors("penrose"),
     "residual, not corrected": {"calibration": {"propagate": "original"}},
     "residual, priced at the original": {"calibration": {"gradients": "original"}},
+    "residual, no products": {"products": "no"},
     "factor first": {**factors("penrose"), "factorise": "factor first"},
 }
 

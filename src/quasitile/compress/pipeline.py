@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from quasitile.checkpoint import check_tensors, stored_bytes, tensor_headers
 from quasitile.codec.coding import Coding
@@ -18,6 +19,7 @@ from quasitile.codec.tiling import TILINGS
 from quasitile.compress.allocate import Coded, Job, allocate, describe_matrix
 from quasitile.compress.calibrate import Moments, calibrate
 from quasitile.compress.correct import code_in_order, replaced
+from quasitile.compress.forms import as_products, text_nats, tries_products
 from quasitile.compress.from_shards import compress_from_shards, wants_stream
 from quasitile.compress.layout import check_tiles, deflate_where_it_pays
 from quasitile.compress.modular import MODULES
@@ -28,7 +30,7 @@ from quasitile.compress.settings import CompressSettings
 from quasitile.compress.size import BITS_OF_NUMBER, parse_size
 from quasitile.compress.stack import NotAStack, Stack
 from quasitile.compress.stream import stream_axes
-from quasitile.compress.windows import calibration_windows, usable_reading
+from quasitile.compress.windows import calibration_windows, held_out_windows, usable_reading
 from quasitile.errors import InputError
 from quasitile.folders import stage_folder, write_json
 from quasitile.progress import human_bytes, say
@@ -138,7 +140,9 @@ def compress(
         assert limit is not None
         stack = None if settings.calibration.propagate == "original" else stack_of(dense, settings)
 
-        def code(jobs: list[Job]) -> tuple[dict[str, Coded], float]:
+        bits = 8 * room_bytes / sum(job.weight.numel() for job in jobs)
+
+        def code(jobs: list[Job], coding: Coding) -> tuple[dict[str, Coded], float]:
             found = allocate(jobs, coding, measure, limit, workers)
             if stack is None or found.step == math.inf:
                 return found.coded, found.step
@@ -147,14 +151,28 @@ def compress(
                     stack, jobs, layers, found, coding, measure, limit, windows, amount.batch_size, workers
                 ), found.step
 
-        coded, step = code(jobs)
-        if step < math.inf and amount.prices_midway(8 * room_bytes / sum(job.weight.numel() for job in jobs)):
+        def code_midway(jobs: list[Job], coding: Coding) -> tuple[list[Job], dict[str, Coded], float]:
+            coded, step = code(jobs, coding)
+            if step == math.inf or not amount.prices_midway(bits):
+                return jobs, coded, step
             with replaced(layers, coded), lent_to(dense, device):
                 there = calibrate(dense, windows, amount.batch_size, settings.seed)
-            jobs = [
-                replace(job, moments=job.moments.midway(there[job.name], layers[job.name].kind == "embedding")) for job in jobs
-            ]
-            coded, step = code(jobs)
+            tables = {job.name: layers[job.name].kind == "embedding" for job in jobs}
+            jobs = [replace(job, moments=job.moments.midway(there[job.name], tables[job.name])) for job in jobs]
+            return jobs, *code(jobs, coding)
+
+        def held_out_nats(coded: dict[str, Coded], held_out: Tensor) -> float:
+            with replaced(layers, coded), lent_to(dense, device):
+                return text_nats(dense, held_out, amount.batch_size)
+
+        found, tiling = code_midway(jobs, coding), settings.tiling.name
+        if dense.can_generate() and tries_products(settings, coding, bits):
+            held_out = held_out_windows(tokenizer, text, amount, settings.seed)
+            if len(held_out):
+                products = code_midway(*as_products(jobs, coding))
+                if held_out_nats(products[1], held_out) < held_out_nats(found[1], held_out):
+                    found, tiling = products, "whole"
+        jobs, coded, step = found
         convert(dense, {name: result.matrix for name, result in coded.items()}, tied)
         save_model(dense, tokenizer, stage.path, trainable=True)
         stage.summary |= {
@@ -167,7 +185,7 @@ def compress(
             "predicted_damage_nats": sum(result.damage_nats for result in coded.values()),
             "step": step if step < float("inf") else None,
             "calibration_tokens": windows.numel(),
-            "matrices": [describe_matrix(job, coded[job.name], settings.tiling.name) for job in jobs],
+            "matrices": [describe_matrix(job, coded[job.name], tiling) for job in jobs],
         }
         largest = max(jobs, key=lambda job: len(job.tiling.tiles) if min(job.weight.shape) > settings.tiling.short else 0)
         write_json(

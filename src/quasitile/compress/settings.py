@@ -107,6 +107,11 @@ class CompressSettings(ComputeSettings):
         default="tile first", description="each tile by itself, or slices of one factorisation of the matrix"
     )
     svd: Literal[*SVDS] = Field(default="auto", description="auto: randomised for few components of large tiles")  # type: ignore[valid-type]
+    products: bool = Field(
+        default=True,
+        description="at very few bits try each matrix as one product of two factors too, and keep the form that predicts "
+        "text better (in memory)",
+    )
     feedback: bool = Field(default=True, description="let column bands make up for what later ones lost")
     skip: tuple[str, ...] = Field(default=(), description="matrices left as they are: names, or patterns such as *embed*")
     calibration: CalibrationSettings = CalibrationSettings()

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from quasitile.compress.settings import CalibrationSettings
 
 QUESTIONS = "questions.jsonl"  # of a reading (docs/data.md)
+HELD_OUT_WINDOWS = 16
 Messages = list[dict[str, Any]]
 
 
@@ -72,6 +73,12 @@ def calibration_windows(
     general = general[: amount.num_windows - num_whole]
     general[-1:, :rest] = begun  # goes on as general text
     return torch.cat((general, whole.view(num_whole, length)))
+
+
+def held_out_windows(tokenizer: Any, text: str | Path, amount: CalibrationSettings, seed: int) -> Tensor:
+    """General text that calibration does not read, at most `HELD_OUT_WINDOWS` (count, num_tokens); none where it reads all."""
+    count = amount.num_windows + HELD_OUT_WINDOWS
+    return token_windows(tokenizer, read_texts(text), amount.num_tokens, count, seed)[amount.num_windows :]
 
 
 def taught(reading: str | Path) -> list[Messages]:
