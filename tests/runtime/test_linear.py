@@ -5,9 +5,10 @@ import torch
 from tests.conftest import TOLERANCE
 from torch.testing import assert_close
 
+from quasitile.align.cutoffs import CutOffs
 from quasitile.codec.matrix import decode_matrix, encode_matrix
 from quasitile.codec.tiling import TILINGS
-from quasitile.runtime import TiledEmbedding, TiledHead, TiledLinear, TiledMatrix
+from quasitile.runtime import TiledEmbedding, TiledHead, TiledLinear, TiledMatrix, held_weights
 
 CLOSE = TOLERANCE[torch.float32]
 
@@ -98,6 +99,33 @@ def test_a_fused_optimiser_changes_the_weight_although_it_does_not_say_so(matrix
     assert versions == [values._version for values in coefficients]
     with torch.no_grad():
         assert not torch.equal(matrix.weight(), before)
+
+
+def test_learned_cut_offs_change_the_weight(matrix):
+    matrix.make_trainable()
+    block = next(block for block in matrix.rank_blocks() if block.left.numel())
+    block.cut_offs.extend([CutOffs(*side.shape) for side in (block.left, block.right)])
+    with torch.no_grad():
+        before = matrix.weight()
+        for parameter in block.cut_offs.parameters():
+            parameter.zero_()
+        assert not torch.equal(matrix.weight(), before)
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_a_held_weight_is_computed_once(matrix, mode):
+    matrix.make_trainable()
+    layer = TiledLinear(matrix)
+    block = next(block for block in matrix.rank_blocks() if block.left.numel())
+    with mode():
+        before = matrix.weight()
+        with held_weights(layer):
+            held = matrix.weight()
+            assert matrix.weight() is held
+        block.left.data += 2  # as fused optimisers do, without a word
+        after = matrix.weight()
+        assert torch.equal(held, before)
+        assert not torch.equal(after, before)
 
 
 def test_a_tile_of_the_weight_is_a_block(matrix):

@@ -281,6 +281,7 @@ class TiledMatrix(nn.Module):
 
     def hold(self, holding: bool) -> None:
         """Compute the weight of a trainable matrix once for several forward passes, or stop doing so."""
+        self._cached = None  # see `weight`
         self._held = self._assembled(self._skeleton.tiling) if holding and self._skeleton is not None else None
 
     def _assembled(self, tiling: Tiling) -> Tensor:
