@@ -4,7 +4,8 @@
 
 MODEL is compressed. Both get the same sections, steps and about the same tokens, in turns, so that other work meets both
 alike; the ratio is of tokens a second in the same round. What is counted is training: of reading, with its asking, its
-choice of blocks and its gate; loading and storing are left out. Needs PEFT.
+choice of blocks and its gate; loading and storing are left out. LoRA runs as Transformers' Trainer runs it, its
+batches padded to their longest row, and again with rows of like length in a batch (`group_by_length`). Needs PEFT.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8, help="a section")
     args = parser.parse_args()
     set_quiet(True)
-    speeds: dict[str, list[float]] = {"section by section": [], "LoRA": []}
+    speeds: dict[str, list[float]] = {"section by section": [], "LoRA": [], "LoRA, group_by_length": []}
     peaks: dict[str, list[float]] = {name: [] for name in speeds}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -63,17 +64,21 @@ def main() -> None:
             peaks["section by section"].append(run("adapt", args.model, str(folder / "reading"), str(out), *models, *options))
             line, summary = read_jsonl(out / "metrics.jsonl")[-1], read_json(out / "summary.json")
             speeds["section by section"].append(line["tokens_per_second"])
-            tuned = folder / f"tuned-{number}"
             amount = {"num_steps": summary["num_steps"], "num_tokens": summary["num_tokens"]}
             amount |= {"max_sections": args.sections, "seed": number}
-            options = [part for key, value in amount.items() for part in ("--set", f"{key}={value}")]
-            peaks["LoRA"].append(run("tune", args.model, str(folder / "reading"), str(tuned), *options))
-            summary = read_json(tuned / "summary.json")
-            speeds["LoRA"].append(summary["num_tokens"] / summary["train_seconds"])
+            for name in list(speeds)[1:]:
+                tuned = folder / f"{name}-{number}"
+                changes = {**amount, "group_by_length": name != "LoRA"}.items()
+                options = [part for key, value in changes for part in ("--set", f"{key}={value}")]
+                peaks[name].append(run("tune", args.model, str(folder / "reading"), str(tuned), *options))
+                summary = read_json(tuned / "summary.json")
+                speeds[name].append(summary["num_tokens"] / summary["train_seconds"])
     rows = [(name, interval(speeds[name]), f"{statistics.fmean(peaks[name]) / 1e9:.2f}") for name in speeds]
     print(markdown(("", "tokens a second", "peak memory, GB"), rows))
-    ratios = [ours / theirs for ours, theirs in zip(speeds["section by section"], speeds["LoRA"], strict=True)]
-    print(f"\nreading over LoRA, tokens a second, round by round: {interval(ratios)}")
+    print()
+    for name in list(speeds)[1:]:
+        ratios = [ours / theirs for ours, theirs in zip(speeds["section by section"], speeds[name], strict=True)]
+        print(f"reading over {name}, tokens a second, round by round: {interval(ratios)}")
 
 
 if __name__ == "__main__":

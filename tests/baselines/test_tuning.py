@@ -1,6 +1,7 @@
 """Baselines of reading: the same sections, steps and tokens, by Transformers' trainer and by PEFT."""
 
 import json
+import random
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from quasitile.adapt.curriculum import read_lessons
 from quasitile.adapt.examples import IGNORED
 from quasitile.align.steps import held_out_nats
 from quasitile.baselines.lora import add_lora
-from quasitile.baselines.tuning import batches_of, general_windows, load_tuned, text_rows
+from quasitile.baselines.tuning import Source, batches_of, general_windows, load_tuned, question_rows, text_rows
 from quasitile.checkpoint import stored_bytes
 from quasitile.compress.text import read_texts
 from quasitile.errors import InputError
@@ -61,6 +62,19 @@ def test_batches_share_the_tokens_equally_and_pass_over_everything(reading, toke
             for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
         }
         assert seen == learned
+
+
+def test_rows_of_like_length_go_together_if_wanted(reading, tokenizer):
+    lessons, padding, lengths = read_lessons(reading), {}, {}
+    for grouped in (False, True):
+        rows = Source(question_rows(tokenizer, lessons), 1.0, random.Random(0), 10**6 if grouped else 1)
+        one_pass = [len(ids) for ids, _ in rows.take(sum(len(ids) for ids, _ in rows.rows), 256)]
+        lengths[grouped] = sorted(one_pass)
+        assert (one_pass == lengths[grouped][::-1]) == grouped
+        batches = batches_of(tokenizer, lessons, settings(num_steps=40, num_tokens=8000, group_by_length=grouped), 256)
+        padding[grouped] = sum(int((batch["attention_mask"] == 0).sum()) for batch in batches)
+    assert lengths[True] == lengths[False]
+    assert padding[True] < 0.75 * padding[False]
 
 
 def test_replayed_text_has_its_share_of_every_batch(reading, tokenizer, text_file):

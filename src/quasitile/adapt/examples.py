@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +11,20 @@ from torch.nn.functional import cross_entropy
 from quasitile.compress.windows import exchange
 
 IGNORED = -100
+
+
+class Expected(NamedTuple):
+    """What a model expects of a question with its answer.
+
+    Attributes:
+        record: The question.
+        logits: (T, V).
+        labels: (T,), `IGNORED` where nothing is learned; padding too.
+    """
+
+    record: dict[str, Any]
+    logits: Tensor
+    labels: Tensor
 
 
 def answer_tokens(tokenizer: Any, record: dict[str, Any], trace: str) -> tuple[list[int], list[int]]:
@@ -41,7 +55,8 @@ def padded(rows: list[tuple[list[int], list[int]]], pad: int, limit: int) -> tup
     return tokens, mask, labels
 
 
-def answer_loss(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
-    """Cross-entropy of the labelled tokens, each predicted at the place before it, in nats a token."""
-    labels = labels_BT[:, 1:].flatten().to(logits_BTV.device)
-    return cross_entropy(logits_BTV[:, :-1].float().flatten(0, 1), labels, ignore_index=IGNORED)
+def answer_loss(answers: list[Expected]) -> Tensor:
+    """Cross-entropy of the labelled tokens of all answers, each predicted at the place before it, in nats a token."""
+    logits = torch.cat([answer.logits[:-1] for answer in answers])
+    labels = torch.cat([answer.labels[1:] for answer in answers]).to(logits.device)
+    return cross_entropy(logits[labels != IGNORED].float(), labels[labels != IGNORED])

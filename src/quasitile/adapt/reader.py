@@ -11,15 +11,18 @@ import torch
 from torch import Tensor
 
 from quasitile.adapt.curriculum import Lesson, Record
-from quasitile.adapt.examples import answer_loss, answer_tokens, padded
+from quasitile.adapt.examples import Expected, answer_loss, answer_tokens, padded
 from quasitile.adapt.select import SELECTIONS, gradient_power, gradient_powers, learning_parts, rank_blocks, usage
 from quasitile.adapt.settings import AdaptSettings
 from quasitile.align.losses import language_model_nats
 from quasitile.align.steps import expected_nats, half_precision, held_out_nats
 from quasitile.compress.text import read_texts, token_windows
 from quasitile.errors import InputError
+from quasitile.evaluate.batches import like_lengths
 from quasitile.runtime import device_of, load_model, load_trainable, tiled_matrices
 from quasitile.runtime.linear import RankBlock
+
+PASS_TOKENS = {"cpu": 128, "gpu": 1024}  # what a pass costs beside its tokens, in tokens; on one core measured, else estimated
 
 
 @dataclass
@@ -39,10 +42,18 @@ class Reader:
     rng: random.Random
     chosen: list[RankBlock] | None = None  # that learn from the section; nothing while they are still to be chosen
 
-    def batch(self, records: list[Record]) -> tuple[Tensor, Tensor, Tensor]:
-        """Token ids, mask and labels of questions with their answers, each (B, T)."""
+    def answers(self, records: list[Record]) -> tuple[list[Expected], int]:
+        """What the model expects of questions with their answers, in batches of like length; and the number of their tokens."""
         rows = [answer_tokens(self.tokenizer, record, self.settings.trace) for record in records]
-        return padded(rows, pad_of(self.tokenizer), self.model.config.max_position_embeddings)
+        limit, device = self.model.config.max_position_embeddings, next(self.model.parameters()).device
+        pass_tokens = PASS_TOKENS["cpu" if device.type == "cpu" else "gpu"]
+        answers, num_tokens = [], 0
+        for chosen in like_lengths([min(limit, len(tokens)) for tokens, _ in rows], pass_tokens):
+            tokens, mask, labels = padded([rows[index] for index in chosen], pad_of(self.tokenizer), limit)
+            logits = self.model(tokens, attention_mask=mask, use_cache=False).logits
+            answers += map(Expected, [records[index] for index in chosen], logits.unbind(), labels.unbind())
+            num_tokens += int(mask.sum())
+        return answers, num_tokens
 
     def text(self, lesson: Lesson, limit: int) -> Tensor:
         """A random stretch of a section's text, (1, at most `limit`) token ids."""
@@ -53,8 +64,7 @@ class Reader:
     @torch.no_grad()
     def answer_nats(self, records: list[Record]) -> float:
         """Nats a token of the right answers, without the text."""
-        tokens, mask, labels = self.batch(records)
-        return float(answer_loss(self.model(tokens, attention_mask=mask, use_cache=False).logits, labels))
+        return float(answer_loss(self.answers(records)[0]))
 
     def expected_nats(self) -> float:
         """Nats a token of the text that decides in the end, as the original expects it; without it, of the text as it is.

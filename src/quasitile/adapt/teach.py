@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from quasitile.adapt.curriculum import Lesson, Record
-from quasitile.adapt.examples import IGNORED, answer_loss, answer_tokens
+from quasitile.adapt.examples import IGNORED, Expected, answer_loss, answer_tokens
 from quasitile.adapt.reader import Reader, draw
 from quasitile.align.losses import language_model_nats, logit_kl
 from quasitile.align.steps import half_precision, not_finite
@@ -77,12 +77,11 @@ def backward(reader: Reader, taught: Tensor, replay: Tensor) -> None:
 def step_losses(reader: Reader, records: list[Record], lesson: Lesson, text: Tensor) -> tuple[dict[str, Tensor], int]:
     """Losses of one step, each a mean over its tokens: answers, the section's text, replay, guidance."""
     settings, model = reader.settings, reader.model
-    tokens, mask, labels = reader.batch(records)
-    logits = model(tokens, attention_mask=mask, use_cache=False).logits
-    losses, counted = dict.fromkeys(LOSSES, torch.zeros(())), int(mask.sum())
-    losses["loss_nats"] = answer_loss(logits, labels)
+    losses = dict.fromkeys(LOSSES, torch.zeros(()))
+    answers, counted = reader.answers(records)
+    losses["loss_nats"] = answer_loss(answers)
     if settings.guidance_weight:
-        losses["guidance_nats"] = guidance(reader, records, lesson, logits, labels)
+        losses["guidance_nats"] = guidance(reader, lesson, answers)
     if settings.text_weight:
         losses["text_nats"] = language_model_nats(model(text, use_cache=False).logits, text)
         counted += text.numel()
@@ -99,25 +98,25 @@ def step_losses(reader: Reader, records: list[Record], lesson: Lesson, text: Ten
     return losses, counted
 
 
-def guidance(reader: Reader, records: list[Record], lesson: Lesson, logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
+def guidance(reader: Reader, lesson: Lesson, answers: list[Expected]) -> Tensor:
     """KL between the student's answers from memory and those of the teacher, which has the section before it.
 
     Only questions of this section count; a mean over their answers' tokens. Zero where there is none.
     """
     context = context_of(reader.tokenizer, lesson, reader.settings.guidance_tokens)
     ours, theirs = [], []
-    for row, record in enumerate(records):
+    for record, logits_TV, _ in answers:
         if (record["metadata"]["document"], record["metadata"]["section"]) != (lesson.document, lesson.section):
             continue
         ids, wanted = answer_tokens(reader.tokenizer, record, reader.settings.trace)
         room = reader.model.config.max_position_embeddings - len(ids)
-        if room < 1 or len(ids) > labels_BT.shape[1]:
+        if room < 1:
             continue
         seen = torch.tensor([*context[-room:], *ids])[None]
         with torch.inference_mode():
             target = reader.teacher(seen, use_cache=False).logits[0, -len(ids) :]
         places = [place - 1 for place, label in enumerate(wanted) if label != IGNORED]  # the token before predicts it
-        ours.append(logits_BTV[row, places])
+        ours.append(logits_TV[places])
         theirs.append(target[places])
     return logit_kl(torch.cat(ours), torch.cat(theirs)) if ours else torch.zeros(())
 

@@ -53,6 +53,7 @@ class TuneSettings(ComputeSettings):
         description="what it may cost general text; beyond it is drawn back as in adapt; 0 for whatever it costs",
     )
     judged_windows: int = Field(default=32, ge=1, description="of general text that decide how much is kept")
+    group_by_length: bool = Field(default=False, description="rows of like length in a step, as Transformers names it")
     max_sections: int = Field(default=0, ge=0, description="as for adapt")
     learning_rate: float = Field(default=1e-3, gt=0, description="of a compressed model's codes in rounding steps")
     lora_rank: int = Field(default=8, ge=1)
@@ -207,7 +208,10 @@ def batches_of(
     per_step, pad = settings.num_tokens / settings.num_steps, pad_of(tokenizer)
     if per_step < 2:
         raise InputError(f"num_tokens={settings.num_tokens} in {settings.num_steps} steps leaves none a step; raise it")
-    sources = [Source(rows, 1 - settings.replay_share if replay else 1.0, rng)]
+    run = 1
+    if settings.group_by_length:  # of fifty batches, as there
+        run = max(1, round(50 * per_step * len(rows) / sum(len(tokens) for tokens, _ in rows)))
+    sources = [Source(rows, 1 - settings.replay_share if replay else 1.0, rng, run)]
     if replay:
         sources.append(Source(replay, settings.replay_share, rng))
     for step in range(settings.num_steps):
@@ -217,10 +221,13 @@ def batches_of(
 
 
 class Source:
-    """Rows in random order, a pass after another; all batches together get their share of the tokens."""
+    """Rows in random order, a pass after another; all batches together get their share of the tokens.
 
-    def __init__(self, rows: Sequence[Row], share: float, rng: random.Random) -> None:
-        self.rows, self.share, self.rng = rows, share, rng
+    `run` rows at a time go by length, the longest first.
+    """
+
+    def __init__(self, rows: Sequence[Row], share: float, rng: random.Random, run: int = 1) -> None:
+        self.rows, self.share, self.rng, self.run = rows, share, rng, run
         self.waiting: list[Row] = []
         self.taken = 0
 
@@ -228,10 +235,16 @@ class Source:
         """One row at least, and as many as `num_tokens` of all batches so far need."""
         chosen: list[Row] = []
         while not chosen or self.taken < num_tokens * self.share:
-            self.waiting = self.waiting or self.rng.sample(self.rows, len(self.rows))
+            self.waiting = self.waiting or self.shuffled()
             chosen.append(self.waiting.pop())
             self.taken += min(limit, len(chosen[-1][0]))
         return chosen
+
+    def shuffled(self) -> list[Row]:
+        """All rows, the next one last."""
+        rows = self.rng.sample(self.rows, len(self.rows))
+        runs = [rows[start : start + self.run] for start in range(0, len(rows), self.run)]
+        return [row for run in runs for row in sorted(run, key=lambda row: len(row[0]))]
 
 
 def question_rows(tokenizer: Any, lessons: list[Lesson]) -> list[Row]:

@@ -86,3 +86,26 @@ def by_length(lengths: Sequence[int], batch_size: int, max_tokens: int | None = 
         else:
             batches.append([index])
     return batches
+
+
+def like_lengths(lengths: Sequence[int], pass_tokens: int) -> list[list[int]]:
+    """Indices in as many batches as cost least, rows of like length together.
+
+    A batch costs its tokens, padding included, and `pass_tokens`. Over all ways to cut the rows, sorted by length.
+
+    Args:
+        lengths: The number of tokens of each row.
+        pass_tokens: What one more pass through the model costs, in tokens.
+    """
+    order = sorted(range(len(lengths)), key=lambda index: lengths[index])
+    costs, starts = [0], [0]  # of the first rows, best; where the last of their batches starts
+    for end in range(1, len(order) + 1):
+        longest = lengths[order[end - 1]]
+        cost, start = min((costs[start] + longest * (end - start) + pass_tokens, start) for start in range(end))
+        costs.append(cost)
+        starts.append(start)
+    batches, end = [], len(order)
+    while end:
+        batches.append(order[starts[end] : end])
+        end = starts[end]
+    return batches
