@@ -10,7 +10,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, 
 
 from quasitile import InputError, compress, load_model
 from quasitile.adapt.select import rank_blocks, usage
-from quasitile.checkpoint.shards import tensor_headers
+from quasitile.checkpoint.shards import header_bytes, tensor_headers
 from quasitile.compress import CompressSettings
 from quasitile.runtime import compressible_layers, convert, tiled_matrices, uncoded
 
@@ -83,7 +83,14 @@ def test_it_opens_as_the_model_that_was_in_memory_and_is_close_to_the_original(m
 
 
 def test_the_size_is_kept(made):
-    assert made.summary["stored_bytes"] <= made.summary["target_bytes"] == int(0.6 * made.summary["original_bytes"])
+    stored = made.summary["stored_bytes"]
+    assert stored <= made.summary["target_bytes"] == int(0.6 * made.summary["original_bytes"])
+    headers = tensor_headers(made.compressed)
+    original, _ = load_model(made.original)
+    rest = {name: tensor.shape for name, tensor in uncoded(original).items()}
+    reserved = header_bytes(rest, compressible_layers(original)[0], stored)
+    taken = stored - sum(entry["num_bytes"] for entry in headers.values())
+    assert taken <= reserved <= taken + 16 * len(headers) + 64
 
 
 def test_every_matrix_is_coded_and_the_rest_is_untouched(made):

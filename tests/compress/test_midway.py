@@ -50,7 +50,6 @@ def test_it_is_what_coding_with_the_mean_of_both_gradients_gives(models):
     summaries, dense, windows = models
     here, there = (calibrate(dense[name], windows, AMOUNT["batch_size"], 0) for name in ("uncoded", "original"))
     layers, _ = compressible_layers(dense["uncoded"])
-    beside = bytes_beside(dense["uncoded"], layers)
     coded = {}
     for who, share in (("original", 0.0), ("midway", 0.5)):
         moments = {
@@ -60,8 +59,9 @@ def test_it_is_what_coding_with_the_mean_of_both_gradients_gives(models):
         moments[TABLE] = Moments(table, moments[TABLE].outputs)
         jobs = [job_for(name, place, moments[name], SETTINGS, 1.0) for name, place in layers.items()]
         limit = summaries[who]["target_bytes"]
+        beside = bytes_beside(dense["uncoded"], layers, limit)
         found = allocate(
-            jobs, coding_for(SETTINGS, 1.0), lambda each: beside + sum(c.payload.numel() for c in each.values()), limit, 1
+            jobs, coding_for(SETTINGS, 1.0), lambda each, b=beside: b + sum(c.payload.numel() for c in each.values()), limit, 1
         )
         coded[who] = {name: decode_matrix(each.matrix) for name, each in found.coded.items()}
         for name, weight in weights_of(dense[who]).items():

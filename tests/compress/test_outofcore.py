@@ -15,6 +15,7 @@ from quasitile import InputError, compress, load_model
 from quasitile.checkpoint import stored_bytes
 from quasitile.compress import CompressSettings
 from quasitile.compress.from_shards import available_bytes, wants_stream
+from quasitile.compress.tasks import sample
 from quasitile.runtime import tiled_matrices
 from quasitile.runtime.load import uncoded
 
@@ -72,6 +73,24 @@ def test_it_is_as_good_as_in_memory(model_folder, text_file, tmp_path, form, cal
         assert 0.97 * streamed["target_bytes"] < streamed["stored_bytes"] <= streamed["target_bytes"]
     else:
         assert 0.98 * 30_000 < streamed["stored_parameters"] <= 30_000
+
+
+def test_steps_sampled_together_give_what_each_gives_alone(model_folder, text_file, tmp_path, monkeypatch):
+    module, seen = sys.modules["quasitile.compress.outofcore"], []
+
+    def watched(task, steps):
+        together = sample(task, steps)
+        seen.append((together, [sample(task, (step,))[0] for step in steps]))
+        return together
+
+    monkeypatch.setattr(module, "sample", watched)
+    compress(model_folder, tmp_path / "out", text=text_file, settings=settings(workers=1))
+    assert len(seen) >= 15
+    for together, alone in seen:
+        for ours, theirs in zip(together, alone, strict=True):
+            assert ours == pytest.approx(theirs, rel=2e-3)
+        assert len(together) == 2
+        assert together[0][0] < together[1][0]  # the coarser step takes fewer bytes
 
 
 @pytest.mark.parametrize("name", ["mixtral"])

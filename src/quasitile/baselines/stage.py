@@ -101,7 +101,7 @@ def baseline(model: str | Path, out: str | Path, *, text: str | Path, settings: 
         amount = settings.calibration
         windows = calibration_windows(tokenizer, text, amount, settings.seed)
         moments = calibrate(dense, windows, amount.batch_size, settings.seed)
-        beside = bytes_beside(dense, layers)
+        beside = bytes_beside(dense, layers, target)
         weights = {name: layer.weight.detach().float() for name, layer in layers.items()}
         rounded, num_bits = BASELINES[settings.name](weights, moments, 8 * (target - beside), settings.group)
         for name, weight in rounded.items():

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,21 @@ def weight_files(folder: str | Path) -> list[Path]:
         if not file.is_file():
             raise InputError(f"{file} is missing; copy the whole folder again")
     return files
+
+
+def header_bytes(shapes: Mapping[str, Sequence[int]], coded: Iterable[str], num_bytes: int) -> int:
+    """Bytes that the headers of a model's weight files take, or a few more.
+
+    Args:
+        shapes: Of the tensors that are stored as they are.
+        coded: Names of the matrices that are stored as payloads.
+        num_bytes: Of all weight files, at most.
+    """
+    entries: dict[str, Any] = {name: {"dtype": "BF16", "shape": list(shape)} for name, shape in shapes.items()}
+    entries |= {f"{name}.matrices.payload": {"dtype": "U8", "shape": [num_bytes]} for name in coded}
+    entries = {name: {**entry, "data_offsets": [num_bytes, num_bytes]} for name, entry in entries.items()}
+    num_files = 1 + num_bytes // SHARD_BYTES
+    return len(json.dumps(entries, separators=(",", ":"))) + 64 * num_files  # their lengths, formats and fillings
 
 
 def stored_bytes(folder: str | Path) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quasitile.checkpoint import check_tensors, stored_bytes, tensor_headers
+from quasitile.checkpoint import check_tensors, header_bytes, stored_bytes, tensor_headers
 from quasitile.checkpoint.shards import checksum, weight_files
 from quasitile.codec.coding import Coding
 from quasitile.compress.correct_streamed import layers_fit
@@ -138,8 +138,8 @@ def _compress(
     target = parse_size(settings.size, 2 * num_parameters)
     rest = {name: stored_as(tensor, skeleton.dtype) for name, tensor in uncoded(skeleton.model).items()}
     rest_bytes = sum(tensor.numel() * tensor.dtype.itemsize for tensor in rest.values())
-    headers = 200 + sum(max(140, 94 + len(name)) for name in [*rest, *skeleton.layers])
     if target.num_bytes is not None:
+        headers = header_bytes({name: tensor.shape for name, tensor in rest.items()}, skeleton.layers, target.num_bytes)
         amounts = Amounts(target.num_bytes, rest_bytes + headers, "bytes")
         room, number_bits = target.num_bytes - amounts.rest, settings.number_bits
     else:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quasitile.checkpoint import check_tensors, stored_bytes, tensor_headers
+from quasitile.checkpoint import check_tensors, header_bytes, stored_bytes, tensor_headers
 from quasitile.codec.coding import Coding
 from quasitile.codec.packing import unpack
 from quasitile.codec.tiling import TILINGS
@@ -110,7 +110,7 @@ def compress(
             with lent_to(dense, device):
                 moments = calibrate(dense, windows, amount.batch_size, settings.seed)  # in the new axes
         rest = uncoded(dense, set(layers))
-        beside = bytes_beside(dense, layers)
+        beside = bytes_beside(dense, layers, target.num_bytes or original_bytes)
         if target.num_bytes is not None:
             room, number_bits = 8 * (target.num_bytes - beside), settings.number_bits
         else:
@@ -250,11 +250,11 @@ def without_skipped(
     return kept, {head: source for head, source in tied.items() if source in kept}
 
 
-def bytes_beside(dense: Any, layers: dict[str, Place]) -> int:
-    """Stored bytes of everything but the matrices, headers of the weight files included."""
+def bytes_beside(dense: Any, layers: dict[str, Place], limit: int) -> int:
+    """Stored bytes of everything but the matrices, headers of weight files of at most `limit` bytes included."""
     rest = uncoded(dense, set(layers))
     numbers = sum(tensor.numel() * dense.storage_dtypes.get(name, tensor.dtype).itemsize for name, tensor in rest.items())
-    return numbers + 200 + sum(max(140, 94 + len(name)) for name in [*rest, *layers])
+    return numbers + header_bytes({name: tensor.shape for name, tensor in rest.items()}, layers, limit)
 
 
 def job_for(name: str, layer: Place, moments: Moments, settings: CompressSettings, share: float) -> Job:
