@@ -45,7 +45,9 @@ def compressed(request, tmp_path_factory, model_folder, text_file):
 
 
 def settings(**changes):
-    return AlignSettings(**{"num_steps": 25, "batch_size": 8, "num_tokens": 32, "held_out_windows": 8, **changes})
+    return AlignSettings(
+        **{"num_steps": 25, "batch_size": 8, "num_tokens": 32, "held_out_windows": 8, "hidden_weight": 0.05, **changes}
+    )
 
 
 def test_hidden_kl_is_the_naive_sum():

@@ -55,7 +55,15 @@ def recording(tmp_path_factory, model_folder, text_file):
 
 def settings(**changes):
     return AlignSettings(
-        **{"num_steps": 6, "batch_size": 4, "num_tokens": 32, "held_out_windows": 4, "save_every": 2, **changes}
+        **{
+            "num_steps": 6,
+            "batch_size": 4,
+            "num_tokens": 32,
+            "held_out_windows": 4,
+            "save_every": 2,
+            "hidden_weight": 0.05,
+            **changes,
+        }
     )
 
 

@@ -29,7 +29,7 @@ class AlignSettings(ComputeSettings):
         default=0.45, ge=0, lt=0.5, description="how far coefficients start from their whole numbers, at random"
     )
     norm_learning_rate: float = Field(default=3e-3, ge=0, description="of norms and biases")
-    hidden_weight: float = Field(default=0.05, ge=0, description="of the distance between hidden states (Eq. 5)")
+    hidden_weight: float = Field(default=0.0, ge=0, description="of the distance between hidden states (Eq. 5)")
     divergence: Literal[*DIVERGENCES] = "kl"  # type: ignore[valid-type]
     reading: Literal[*READINGS] = Field(default="features", description="of a hidden state as a distribution")  # type: ignore[valid-type]
     layers: tuple[int, ...] | None = Field(default=None, description="whose states count, 0 the embedding's; nothing for all")
