@@ -134,7 +134,7 @@ def layers(run: Run) -> list[Figure]:
         "kl_nats": (
             "Divergence by layer",
             "KL between softmaxes over features, in nats",
-            "Mean over tokens; the distance that alignment reduces.",
+            "Mean over tokens; the distance of the paper (Eq. 5).",
         ),
         "relative_squared_error": (
             "Error by layer",
