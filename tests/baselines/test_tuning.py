@@ -149,8 +149,8 @@ def test_an_adapter_starts_as_nothing_and_leaves_the_coded_weights_alone(compres
 @pytest.mark.parametrize(
     "changes",
     [
-        {"train": "full", "learning_rate": 30.0, "forget_nats": 0.1},
-        {"train": "lora", "learning_rate": 0.5, "forget_nats": 0.3},
+        {"train": "full", "learning_rate": 10.0, "forget_nats": 0.03},
+        {"train": "lora", "learning_rate": 0.1, "forget_nats": 0.1},
     ],
     ids=str,
 )
@@ -164,4 +164,4 @@ def test_what_costs_general_text_too_much_is_drawn_back(changes, compressed, rea
     after, _ = load_tuned(tmp_path / "out", compressed)
     assert 0 < summary["kept_share"] < 1
     rise, allowed = held_out_nats(after, judged) - held_out_nats(before, judged), changes["forget_nats"]
-    assert 0.5 * allowed < rise <= allowed + 1e-3
+    assert 0.2 * allowed < rise <= allowed + 1e-3
