@@ -341,9 +341,8 @@ def test_questions_of_like_length_give_what_one_batch_gives(compressed, reading,
     whole = torch.nn.functional.cross_entropy(logits, labels[:, 1:], ignore_index=IGNORED)
     answers, num_tokens = reader.answers(records)
     assert num_tokens == mask.sum()
-    assert (
-        len({len(answer.labels) for answer in answers}) == {0: len({len(ids) for ids, _ in rows}), 40: 2, 10**6: 1}[pass_tokens]
-    )
+    num_lengths = {0: len({len(ids) for ids, _ in rows}), 40: 2, 10**6: 1}[pass_tokens]
+    assert len({len(answer.labels) for answer in answers}) == num_lengths
     values = [values for block in reader.blocks for values in block.coefficients() if values.requires_grad]
     assert answer_loss(answers).item() == pytest.approx(whole.item(), rel=1e-5)
     grads = (torch.autograd.grad(loss, values) for loss in (answer_loss(answers), whole))

@@ -1,3 +1,5 @@
+"""Rows of like length in batches, against every way to cut them."""
+
 import random
 
 import pytest
