@@ -50,17 +50,18 @@ FIGURES = {
 }
 REFERENCE = "sections"
 JUDGED = 96  # windows of general text that decide how much is kept
+HALF = "half"  # of `--rate`
 # Of `adapt` on the compressed model; what is not said is the benchmark's own setting below.
 SECTIONS: dict[str, dict[str, Any]] = {
     REFERENCE: {},
-    "sections, half the rate": {"learning_rate": 0.01},
+    "sections, half the rate": {"learning_rate": HALF},
     "sections, all blocks": {"select": "all"},
-    "sections, all blocks, half the rate": {"select": "all", "learning_rate": 0.01},
+    "sections, all blocks, half the rate": {"select": "all", "learning_rate": HALF},
     "sections, random blocks": {"select": "random"},
     "sections, blocks by use": {"select": "usage"},
     "sections, drawn back to 0.05": {"gate_nats": 0.05, "forget_nats": 0.05},
     "sections, never beyond the allowance": {"overshoot": 1.0},
-    "sections, half the rate, never beyond the allowance": {"learning_rate": 0.01, "overshoot": 1.0},
+    "sections, half the rate, never beyond the allowance": {"learning_rate": HALF, "overshoot": 1.0},
     "sections, no replay": {"replay_weight": 0.0, "replay_windows": 0, "forget_nats": 100.0, "gate_nats": 100.0},
     "sections, their text too": {"text_weight": 1.0},
     **{f"sections, {order}": {"order": order} for order in ORDERS if order != "cyclic"},
@@ -68,7 +69,7 @@ SECTIONS: dict[str, dict[str, Any]] = {
 # Of `tune`: whether the compressed model or the original learns, and what.
 OTHERS: dict[str, tuple[bool, dict[str, Any]]] = {
     "one pass, compressed": (True, {"train": "full"}),
-    "one pass, compressed, half the rate": (True, {"train": "full", "learning_rate": 0.01}),
+    "one pass, compressed, half the rate": (True, {"train": "full", "learning_rate": HALF}),
     "raw text, compressed": (True, {"train": "full", "data": "text"}),
     "LoRA, compressed": (True, {"train": "lora", "learning_rate": 5e-3}),
     "LoRA, compressed, rate 0.002": (True, {"train": "lora", "learning_rate": 2e-3}),
@@ -77,7 +78,7 @@ OTHERS: dict[str, tuple[bool, dict[str, Any]]] = {
     "LoRA, compressed, half replayed": (True, {"train": "lora", "learning_rate": 5e-3, "replay_share": 0.5}),
     "one pass, compressed, half the rate, a tenth replayed": (
         True,
-        {"train": "full", "learning_rate": 0.01, "replay_share": 0.1},
+        {"train": "full", "learning_rate": HALF, "replay_share": 0.1},
     ),
     **{
         f"{name}, drawn back{to}": (True, {**changes, "forget_nats": allowed})
@@ -85,11 +86,12 @@ OTHERS: dict[str, tuple[bool, dict[str, Any]]] = {
         for name, changes in (
             ("LoRA, compressed", {"train": "lora", "learning_rate": 5e-3}),
             ("LoRA, compressed, a tenth replayed", {"train": "lora", "learning_rate": 5e-3, "replay_share": 0.1}),
-            ("one pass, compressed, half the rate", {"train": "full", "learning_rate": 0.01}),
+            ("one pass, compressed, half the rate", {"train": "full", "learning_rate": HALF}),
             (
                 "one pass, compressed, half the rate, a tenth replayed",
-                {"train": "full", "learning_rate": 0.01, "replay_share": 0.1},
+                {"train": "full", "learning_rate": HALF, "replay_share": 0.1},
             ),
+            ("raw text, compressed, a tenth replayed", {"train": "full", "data": "text", "replay_share": 0.1}),
         )
     },
     "LoRA, dense": (False, {"train": "lora", "learning_rate": 5e-3}),
@@ -149,6 +151,11 @@ class Bench:
             figures[name] = text_loss(model, tokenizer, texts, max_tokens=self.args.scored)["nats_per_token"]
         return figures
 
+    def with_rate(self, changes: dict[str, Any]) -> dict[str, Any]:
+        """Changes with the learning rate that they say, or `--rate`."""
+        rate = changes.get("learning_rate", self.args.rate)
+        return {**changes, "learning_rate": self.args.rate / 2 if rate == HALF else rate}
+
     def sections(self, changes: dict[str, Any], seed: int) -> dict[str, Any]:
         """Read section by section."""
         settings = AdaptSettings.model_validate(
@@ -164,13 +171,12 @@ class Bench:
                 "text_tokens": 96,
                 "replay_windows": 1,
                 "replay_tokens": 96,
-                "learning_rate": self.args.rate,
                 "gate_nats": self.args.forget,
                 "forget_nats": self.args.forget,
                 "judged_windows": JUDGED,
                 "max_new_tokens": 12,
                 "seed": seed,
-                **changes,
+                **self.with_rate(changes),
             }
         )
         out = self.folder / "adapted"
@@ -188,7 +194,7 @@ class Bench:
         """Train as others would."""
         amount = {"num_steps": steps, "num_tokens": tokens, "max_sections": self.args.sections, "seed": seed}
         settings = TuneSettings.model_validate(
-            {"learning_rate": self.args.rate, "text_tokens": 96, "judged_windows": JUDGED, **amount, **changes}
+            {"text_tokens": 96, "judged_windows": JUDGED, **amount, **self.with_rate(changes)}
         )
         out, base = self.folder / "tuned", self.compressed if compressed else self.original
         started = time.monotonic()

@@ -5,7 +5,7 @@
 MODEL is the embedded one, compressed without a trellis (docs/results/learning.md). It reads as in `learning.py`, section by
 section with all blocks; then it is exported and compressed to each of `--sizes`, calibrated on general text alone or on
 general text and the reading: so many windows of the questions that it was taught a window of general text as `--shares`
-say, as far as the questions last.
+say, as far as the questions last; on a trellis of each of `--trellis` states. What `finish` does at the end of a run.
 Writes a JSON line a measurement to `--out`; repeats no seed that is there.
 """
 
@@ -18,13 +18,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from learning import Bench, place  # beside this file
+from learning import Bench  # beside this file
 from measure import Results, interval, markdown
 from rich.console import Console
 
 from quasitile import CompressSettings, compress, export, load_model
 from quasitile.compress.text import read_texts
-from quasitile.folders import read_jsonl, write_jsonl
+from quasitile.folders import write_jsonl
 from quasitile.progress import set_quiet
 
 READING = {
@@ -45,18 +45,16 @@ class Study:
     def __init__(self, args: argparse.Namespace, folder: Path) -> None:
         self.args, self.bench, self.folder = args, Bench(args, folder), folder
         texts = [text[:4000] for text in read_texts(args.text)]
-        self.text, self.taught = folder / "calibration.jsonl", folder / "taught"
+        self.text = folder / "calibration.jsonl"
         write_jsonl(self.text, [{"text": text} for text in texts[:: max(1, len(texts) // 200)]])
-        self.taught.mkdir()  # a reading of the sections that are read
-        records = read_jsonl(self.bench.reading / "questions.jsonl")
-        write_jsonl(self.taught / "questions.jsonl", [row for row in records if place(row) in self.bench.taught])
 
-    def compressed(self, model: Path | str, size: str, share: float, seed: int) -> dict[str, float]:
+    def compressed(self, model: Path | str, size: str, share: float, trellis: int, seed: int) -> dict[str, float]:
         """What a model knows and how well it speaks once it is compressed further."""
         out, asked = self.folder / "small", round(share * self.args.windows)
         amount = {"num_windows": self.args.windows + asked, "reading_share": asked / (self.args.windows + asked)}
-        settings = {"size": size, "trellis": 1, "workers": 1, "seed": seed, "calibration": amount}
-        compress(model, out, text=self.text, reading=self.taught, settings=CompressSettings.model_validate(settings))
+        changes = {"size": size, "trellis": trellis, "workers": 1, "seed": seed, "calibration": amount}
+        settings, has_read = CompressSettings.model_validate(changes), self.bench.folder / "adapted"
+        compress(model, out, text=self.text, reading=has_read, settings=settings)
         return self.bench.score(*load_model(out))
 
 
@@ -68,6 +66,7 @@ def main() -> None:
     parser.add_argument("--papers", default="embedded:papers")
     parser.add_argument("--sizes", nargs="+", default=["12.5%"])
     parser.add_argument("--shares", type=float, nargs="+", default=[0.0, 0.125])
+    parser.add_argument("--trellis", type=int, nargs="+", default=[1, 8], help="states, 1 for none")
     parser.add_argument("--windows", type=int, default=96, help="of general calibration text")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("teach-first.jsonl"))
@@ -80,19 +79,22 @@ def main() -> None:
             if results.find({"seed": seed}):
                 continue
             line = study.bench.sections({"select": "all"}, seed)
-            results.once({"variant": "as it read", "size": "25%", "share": 0.0, "seed": seed}, lambda line=line: line)
+            key = {"variant": "as it read", "size": "25%", "trellis": 1, "share": 0.0, "seed": seed}
+            results.once(key, lambda line=line: line)
             dense = study.folder / "dense"
             export(study.bench.folder / "adapted", dense)
-            for size, (model, name) in product(args.sizes, ((study.bench.original, "the original"), (dense, "as it read"))):
+            models = (study.bench.original, "the original"), (dense, "as it read")
+            for size, trellis, (model, name) in product(args.sizes, args.trellis, models):
                 for share in args.shares if model is dense else [0.0]:
-                    key = {"variant": f"{name}, compressed", "size": size, "share": share, "seed": seed}
-                    screen.print(results.once(key, partial(study.compressed, model, size, share, seed)), style="dim")
+                    key = {"variant": f"{name}, compressed", "size": size, "trellis": trellis, "share": share, "seed": seed}
+                    call = partial(study.compressed, model, size, share, trellis, seed)
+                    screen.print(results.once(key, call), style="dim")
     rows: dict[tuple, list[dict[str, Any]]] = {}
     for line in results.lines:
-        rows.setdefault((line["variant"], line["size"], f"{line['share']:g}"), []).append(line)
+        rows.setdefault((line["variant"], line["size"], str(line.get("trellis", 1)), f"{line['share']:g}"), []).append(line)
     scores = ("taught_em", "unseen_em", "unseen_f1", "general_nats", "domain_nats")
     table = [(*name, str(len(found)), *(interval([line[s] for line in found]) for s in scores)) for name, found in rows.items()]
-    print(markdown(("model", "size", "questions a window", "seeds", *scores), table))
+    print(markdown(("model", "size", "trellis", "questions a window", "seeds", *scores), table))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import shutil
+import sys
 import time
 
 import pytest
@@ -12,7 +13,7 @@ import yaml
 import quasitile
 from quasitile import InputError, load_model, load_recipe, run
 from quasitile.checkpoint import stored_bytes
-from quasitile.run import ready_to_learn, stage_calls
+from quasitile.run import hint_at_finish, ready_to_learn, stage_calls
 
 PAPER = """# {title}
 
@@ -145,6 +146,39 @@ def test_with_a_warm_up_the_model_that_learned_is_compressed(finished, recipe_fi
     assert json.loads((tmp_path / "compressed" / "provenance.json").read_text())["inputs"]["model"].endswith("warmed-up")
     before, after = (load_model(folder)[0].state_dict() for folder in (recipe.model, tmp_path / "warmed-up"))
     assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_what_has_read_is_compressed_further(finished, recipe_file, tmp_path):
+    """Every stage before is that of the run without it; the last model is smaller, and calibrated on what was taught."""
+    smaller = tmp_path / "smaller"
+    shutil.copytree(finished[0], smaller)
+    changes = ["finish.size=40%"]
+    shutil.rmtree(smaller / "evaluation")
+    recipe = ready_to_learn(load_recipe(recipe_file, changes))
+    (smaller / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+    summary = run(recipe_file, smaller, overrides=changes)
+    assert list(summary["stages"])[-2:] == ["finish", "evaluate"]
+    assert summary["size"]["stored_bytes"] == stored_bytes(smaller / "finished") <= 0.4 * summary["size"]["original_bytes"]
+    assert not (smaller / "adapted-dense").exists()
+    made = json.loads((smaller / "finished" / "provenance.json").read_text())
+    assert made["inputs"]["reading"] == str(smaller / "adapted")
+    assert "finished" in json.loads((smaller / "evaluation" / "summary.json").read_text())["models"]
+    assert "compressed further" in (smaller / "report.html").read_text()
+
+
+def test_a_size_to_finish_at_that_is_none_is_refused_before_anything_is_made(recipe_file, tmp_path):
+    with pytest.raises(InputError, match="size='small' is not a size"):
+        run(recipe_file, tmp_path / "run", overrides=["finish.size=small"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_size_at_which_reading_teaches_little_is_pointed_out(recipe_file, monkeypatch):
+    lines = []
+    monkeypatch.setattr(sys.modules["quasitile.run"], "say", lines.append)
+    for changes, told in ((["compress.size=12.5%"], True), (["compress.size=12.5%", "finish.size=6%"], False), ([], False)):
+        hint_at_finish(load_recipe(recipe_file, changes))
+        assert any("finish.size=12.5%" in line for line in lines) is told
+        lines.clear()
 
 
 def test_another_recipe_is_refused(finished, recipe_file):

@@ -95,7 +95,7 @@ def compress(
     out: Out,
     text: Text,
     reading: Annotated[
-        Path | None, typer.Option("--reading", help="A reading: what the model was taught and is to keep.")
+        Path | None, typer.Option("--reading", help="A reading, or what adapt made: what the model was taught and is to keep.")
     ] = None,
     size: Annotated[str | None, typer.Option("--size", help="25%, 4GB or 7B (parameters).")] = None,
     recipe: Annotated[str | None, typer.Option("--recipe", help="A preset's name (caldera, gptq, ...) or a YAML file.")] = None,
@@ -197,6 +197,7 @@ def evaluate(
     compressed: Annotated[str | None, typer.Option()] = None,
     aligned: Annotated[str | None, typer.Option()] = None,
     adapted: Annotated[str | None, typer.Option()] = None,
+    finished: Annotated[str | None, typer.Option(help="What has read, compressed further.")] = None,
     reading: Annotated[Path | None, typer.Option(help="A reading folder: questions and held-out papers.")] = None,
     general: Annotated[Path | None, typer.Option(help="Held-out general text.")] = None,
     domain: Annotated[Path | None, typer.Option(help="Held-out text of the field.")] = None,
@@ -206,7 +207,7 @@ def evaluate(
     changes: Set = None,
 ) -> None:
     """Measure models side by side on the same data."""
-    given = {"original": original, "compressed": compressed, "aligned": aligned, "adapted": adapted}
+    given = {"original": original, "compressed": compressed, "aligned": aligned, "adapted": adapted, "finished": finished}
     summary = quasitile.evaluate(
         {name: model for name, model in given.items() if model},
         out,

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError
@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, ValidationError
 from quasitile.adapt import AdaptSettings
 from quasitile.align import AlignSettings
 from quasitile.baselines import BaselineSettings
+from quasitile.codec.machine import STATES
 from quasitile.compress import CompressSettings, InspectSettings, SampleSettings
 from quasitile.errors import InputError
 from quasitile.evaluate import EvaluateSettings
@@ -51,6 +52,16 @@ class WarmUp(Settings):
     seed: int = 0
 
 
+class Finish(Settings):
+    """Whether the model that has read is compressed further: below 4 bits a weight, reading itself teaches too little."""
+
+    size: str = Field(default="", description="of the model in the end, as for compress; empty for what it has read at")
+    reading_share: float = Field(
+        default=0.25, ge=0, lt=1, description="of the windows of calibration, made of the questions that were taught"
+    )
+    trellis: Literal[*STATES] = Field(default=8, description="states; nothing is learned afterwards, so nothing is lost by it")  # type: ignore[valid-type]
+
+
 class Recipe(Settings):
     """Everything that a run does."""
 
@@ -68,6 +79,7 @@ class Recipe(Settings):
     align: AlignSettings = AlignSettings()
     read: ReadSettings = ReadSettings()
     adapt: AdaptSettings = AdaptSettings()
+    finish: Finish = Finish()
     evaluate: EvaluateSettings = EvaluateSettings()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from quasitile.align import align
 from quasitile.baselines import TuneSettings, tune
 from quasitile.checkpoint import stored_bytes
 from quasitile.compress import compress, inspect, sample
+from quasitile.compress.size import parse_size
 from quasitile.errors import InputError
 from quasitile.evaluate import evaluate
 from quasitile.folders import peak_memory_bytes, provenance, read_json, read_jsonl, write_json, write_jsonl, write_yaml
@@ -19,6 +21,7 @@ from quasitile.progress import say
 from quasitile.reading import read
 from quasitile.recipe import Recipe, load_recipe, resolve
 from quasitile.report import report
+from quasitile.runtime.export import export
 
 FOLDERS = {
     "inspect": "plan",
@@ -28,8 +31,12 @@ FOLDERS = {
     "align": "aligned",
     "read": "reading",
     "adapt": "adapted",
+    "finish": "finished",
     "evaluate": "evaluation",
 }
+DENSE = "adapted-dense"  # what has read as a dense checkpoint, while it is compressed further
+TYPICAL_BYTES = 2**34  # any number does, to see whether a size is one
+LEAST_TO_LEARN = 18.75  # per cent of the bytes: three bits a weight (docs/results/learning.md)
 TITLES = {
     "inspect": "look at the model",
     "sample": "sample general text from the model",
@@ -38,6 +45,7 @@ TITLES = {
     "align": "align with the original",
     "read": "read the papers",
     "adapt": "learn, section by section",
+    "finish": "compress what was learned further",
     "evaluate": "measure",
 }
 
@@ -46,7 +54,8 @@ def run(recipe: str | Path | Recipe | None = None, out: str | Path = "run", *, o
     """Everything in order: inspect, compress, align, read, adapt, evaluate, report.
 
     With a warm-up, the papers are read first and the original learns their text; what is compressed, and imitated
-    afterwards, is the model that has. Finished stages are kept: a run that was stopped goes on where it stopped.
+    afterwards, is the model that has. With `finish.size`, the model that has read is compressed further, calibrated on
+    what it was taught too. Finished stages are kept: a run that was stopped goes on where it stopped.
 
     Args:
         recipe: A YAML file or a `Recipe`; the embedded one by default.
@@ -63,6 +72,7 @@ def run(recipe: str | Path | Recipe | None = None, out: str | Path = "run", *, o
     out = Path(out)
     inputs = check_inputs(recipe)
     claim(out, recipe)
+    hint_at_finish(recipe)
     started = time.monotonic()
     calls = stage_calls(recipe, out, *inputs)
     for number, (stage, call) in enumerate(calls.items(), 1):
@@ -84,12 +94,21 @@ def ready_to_learn(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"compress": recipe.compress.model_copy(update={"trellis": 1})})
 
 
+def hint_at_finish(recipe: Recipe) -> None:
+    """Say where a model is to read at a size at which reading teaches little."""
+    size = recipe.compress.size.strip()
+    if size.endswith("%") and float(size[:-1]) < LEAST_TO_LEARN and not recipe.finish.size:
+        say(f"  reading teaches little at compress.size={size}; better read at 25% (docs/learning.md): finish.size={size}")
+
+
 def check_inputs(recipe: Recipe) -> tuple[str, str]:
     """Resolve the model and the papers before anything is made.
 
     Raises:
-        InputError: The papers are missing, or the recipe is a baseline's.
+        InputError: The papers are missing, a size is none, or the recipe is a baseline's.
     """
+    for size in filter(None, (recipe.compress.size, recipe.finish.size)):
+        parse_size(size, TYPICAL_BYTES)
     if recipe.baseline.name != "none":
         raise InputError(
             f"baseline.name={recipe.baseline.name} makes a dense model, which cannot be aligned or adapted; "
@@ -136,8 +155,22 @@ def stage_calls(recipe: Recipe, out: Path, model: str, papers: str) -> dict[str,
     def optional(location: str) -> str | None:
         return resolve(location) if location else None
 
+    def finish() -> dict[str, Any]:
+        whole = recipe.compress
+        share = {"reading_share": recipe.finish.reading_share}
+        changes = {"size": recipe.finish.size, "trellis": recipe.finish.trellis}
+        settings = whole.model_copy(update={**changes, "calibration": whole.calibration.model_copy(update=share)})
+        dense = out / DENSE
+        if not (dense / "provenance.json").is_file():
+            export(place["adapt"], dense)
+        summary = compress(dense, place["finish"], text=text, reading=place["adapt"], settings=settings)
+        shutil.rmtree(dense)
+        return summary
+
     def measure() -> dict[str, Any]:
         models = {"original": model, "compressed": place["compress"], "aligned": place["align"], "adapted": place["adapt"]}
+        if recipe.finish.size:
+            models["finished"] = place["finish"]
         entities = [resolve(file) for file in data.entities]
         return evaluate(
             models,
@@ -158,8 +191,11 @@ def stage_calls(recipe: Recipe, out: Path, model: str, papers: str) -> dict[str,
         "align": lambda: align(place["compress"], place["align"], teacher=warmed, text=text, settings=recipe.align),
         "read": lambda: read(papers, place["read"], recipe.read),
         "adapt": lambda: adapt(place["align"], place["read"], place["adapt"], teacher=warmed, text=text, settings=recipe.adapt),
+        "finish": finish,
         "evaluate": measure,
     }
+    if not recipe.finish.size:
+        del calls["finish"]
     if data.text:
         del calls["sample"]
     if recipe.warm_up.num_steps:
@@ -172,11 +208,12 @@ def summarise(recipe: Recipe, out: Path, stages: list[str], seconds: float) -> d
     """Write the run's own `summary.json`, `provenance.json` and `metrics.jsonl`."""
     records = {stage: read_json(out / FOLDERS[stage] / "provenance.json") for stage in stages}
     summaries = {stage: read_json(out / FOLDERS[stage] / "summary.json") for stage in stages}
-    compressed = summaries["compress"]
+    last = "finish" if "finish" in stages else "adapt"
+    sizes = summaries["finish" if "finish" in stages else "compress"]
     summary = {
         "name": recipe.name,
-        "size": {key: compressed[key] for key in ("original_bytes", "target_bytes", "bits_per_weight")}
-        | {"stored_bytes": stored_bytes(out / FOLDERS["adapt"])},
+        "size": {key: sizes[key] for key in ("original_bytes", "target_bytes", "bits_per_weight")}
+        | {"stored_bytes": stored_bytes(out / FOLDERS[last])},
         "stages": summaries,
         "seconds": {stage: record["seconds"] for stage, record in records.items()},
         "peak_memory_bytes": max(peak_memory_bytes(), *(record["peak_memory_bytes"] for record in records.values())),

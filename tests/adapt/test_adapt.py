@@ -18,6 +18,8 @@ from quasitile.adapt.teach import teach
 from quasitile.adapt.train import Course, costs_too_much
 from quasitile.align.losses import language_model_nats
 from quasitile.checkpoint import stored_bytes
+from quasitile.compress.windows import QUESTIONS, taught
+from quasitile.folders import read_jsonl
 from quasitile.runtime import load_trainable, tiled_matrices
 
 PAPER = """# Oxide films
@@ -59,6 +61,10 @@ def settings(**changes):
     return AdaptSettings.model_validate({**base, **changes})
 
 
+def place_of(record):
+    return record["metadata"]["document"], record["metadata"]["section"]
+
+
 def metrics(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
@@ -77,6 +83,19 @@ def test_questions_are_learned_within_the_same_bytes(compressed, reading, text_f
     load_model(tmp_path / "out")
     assert summary["answers_learned_nats"] < 0.8 * rows[0]["loss_nats"]
     assert summary["answers_stored_nats"] == pytest.approx(summary["answers_learned_nats"], rel=0.1)
+
+
+def test_the_questions_that_were_taught_are_kept_and_calibrate(compressed, reading, text_file, tmp_path):
+    """Those of the sections read alone; `compress --reading` takes the folder."""
+    adapt(compressed, reading, tmp_path / "out", text=text_file, settings=settings(max_sections=1))
+    read_of = {(row["document"], row["section"]) for row in metrics(tmp_path / "out")}
+    expected = [
+        record["messages"]
+        for record in read_jsonl(reading / QUESTIONS)
+        if record["metadata"]["split"] == "train" and place_of(record) in read_of
+    ]
+    assert len(expected) < sum(record["metadata"]["split"] == "train" for record in read_jsonl(reading / QUESTIONS))
+    assert sorted(map(str, taught(tmp_path / "out"))) == sorted(map(str, expected))
 
 
 def test_a_model_on_a_trellis_is_announced(compressed, text_file, model_folder, tmp_path, monkeypatch):
@@ -114,7 +133,7 @@ def test_a_killed_reading_goes_on_to_the_same_curve_and_bytes(compressed, readin
 
     assert untimed(tmp_path / "out") == untimed(tmp_path / "whole")
     files = [path.name for path in (tmp_path / "whole").glob("*.safetensors")]
-    for name in (*files, "answers.jsonl"):
+    for name in (*files, "answers.jsonl", QUESTIONS):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 

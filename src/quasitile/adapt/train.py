@@ -19,6 +19,7 @@ from quasitile.align.steps import batch_kept, held_out_nats
 from quasitile.checkpoint import stored_bytes
 from quasitile.checkpoint.shards import INDEX, checksum
 from quasitile.compress.refit import pack_within
+from quasitile.compress.windows import QUESTIONS
 from quasitile.errors import InputError
 from quasitile.evaluate.answers import answer_report, ask
 from quasitile.folders import Stage, read_json, stage_folder, write_jsonl
@@ -83,6 +84,7 @@ def adapt(
         after, recalled = reader.expected_nats(), reader.answer_nats(taught)
         save_model(reader.model, reader.tokenizer, stage.path)
         write_jsonl(stage.path / "answers.jsonl", course.answers)
+        write_jsonl(stage.path / QUESTIONS, list(course.taught.values()))
         source = Path(model) / "summary.json"
         sizes = read_json(source) if source.is_file() else {}
         stage.summary |= {key: sizes[key] for key in ("original_bytes", "stored_parameters", "num_parameters") if key in sizes}

@@ -67,8 +67,8 @@ def compress(
         out: The model folder to make.
         text: Calibration text: a JSON-lines file with a `text` key, or a text file. `sample` makes
             one from the model itself.
-        reading: A folder that `read` made, which the model was taught: `calibration.reading_share` of the calibration are
-            its questions and answers, so that they survive.
+        reading: A folder that `read` made, which the model was taught, or the one that `adapt` made:
+            `calibration.reading_share` of the calibration are its questions and answers, so that they survive.
         settings: See `CompressSettings`.
 
     Returns:

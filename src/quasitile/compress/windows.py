@@ -16,7 +16,7 @@ from quasitile.progress import say
 if TYPE_CHECKING:
     from quasitile.compress.settings import CalibrationSettings
 
-QUESTIONS = "questions.jsonl"  # of a reading (docs/data.md)
+QUESTIONS = "questions.jsonl"  # of a reading, and of a model that has read (docs/data.md)
 HELD_OUT_WINDOWS = 16
 Messages = list[dict[str, Any]]
 
@@ -51,7 +51,7 @@ def calibration_windows(
         text: General text, see `read_texts`.
         amount: Windows, their length, and the reading's share of them.
         seed: Draws the windows of text, and the order of the questions.
-        reading: A folder that `read` made.
+        reading: A folder that `read` made, or `adapt`, which keeps the questions that it taught.
 
     Raises:
         InputError: The text holds less than one window, or the reading teaches nothing.
@@ -91,7 +91,7 @@ def taught(reading: str | Path) -> list[Messages]:
     """
     path = Path(reading) / QUESTIONS
     if not path.is_file():
-        raise InputError(f"{reading} is no reading: it has no {QUESTIONS}; give a folder that `quasitile read` made")
+        raise InputError(f"{reading} is no reading: it has no {QUESTIONS}; give a folder that `quasitile read` or `adapt` made")
     records = read_jsonl(path)
     for number, record in enumerate(records, 1):
         if not is_question(record):

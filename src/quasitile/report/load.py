@@ -9,7 +9,7 @@ from typing import Any
 from quasitile.errors import InputError
 from quasitile.folders import read_json, read_jsonl
 
-MODELS = ("original", "compressed", "aligned", "adapted")
+MODELS = ("original", "compressed", "aligned", "adapted", "finished")
 FOLDERS = {
     "inspect": "plan",
     "text": "text",
@@ -18,6 +18,7 @@ FOLDERS = {
     "align": "aligned",
     "read": "reading",
     "adapt": "adapted",
+    "finish": "finished",
     "evaluate": "evaluation",
 }
 Rows = list[dict[str, Any]]

@@ -22,6 +22,7 @@ from quasitile.report.questions import choose, given, highlighted
 from quasitile.report.wording import cards, headline, matrices_of
 
 TEMPLATES = Path(__file__).parent / "templates"
+OPTIONAL = ("inspect", "text", "warm_up", "finish")  # stages that nobody misses
 MAX_MATRICES = 400
 MAX_EXAMPLES = 12
 MAX_BEFORE_TEACHING = 20
@@ -57,7 +58,7 @@ def report(run: str | Path, out: str | Path | None = None) -> dict[str, Any]:
         "page_bytes": len(html.encode("utf-8")),
         "num_questions": num_questions,
         "num_questions_shown": sum(len(rows) for _, rows in groups),
-        "absent": [stage for stage in FOLDERS if stage not in ("inspect", "text", "warm_up") and not found.has(stage)],
+        "absent": [stage for stage in FOLDERS if stage not in OPTIONAL and not found.has(stage)],
     }
 
 
@@ -145,7 +146,7 @@ def layers(run: Run) -> list[Figure]:
     found = []
     for key, (title, label, caption) in kinds.items():
         lines = []
-        for model in ("compressed", "aligned", "adapted"):
+        for model in MODELS[1:]:
             rows = pick(run.models, model, "divergence", "layers") or []
             points = series(rows, key, "layer")
             lines.append(Line(model, model, points))
@@ -322,9 +323,10 @@ def cost(run: Run) -> dict[str, Any]:
         "quasitile report RUN             # this page",
     ]
     if run.has("adapt"):
+        last = FOLDERS["finish" if run.has("finish") else "adapt"]
         commands += [
-            "quasitile chat RUN/adapted       # ask the model",
-            "quasitile export RUN/adapted OUT # an ordinary checkpoint",
+            f"quasitile chat RUN/{last:13} # ask the model",
+            f"quasitile export RUN/{last} OUT # an ordinary checkpoint",
         ]
     return {
         "table": tables.cost_table(run),

@@ -41,7 +41,7 @@ class Asked:
     @property
     def outcome(self) -> str:
         """Whether reading changed the answer from memory: `learned`, `lost`, `kept` or `never`."""
-        after = self._right("adapted")
+        after = self._right("finished" if "finished" in self.given else "adapted")
         before = any(self._right(name) for name in ("aligned", "compressed", "original") if name in self.given)
         return ("kept" if before else "learned") if after else ("lost" if before else "never")
 

@@ -66,4 +66,5 @@ def print_run(screen: Console, run: Path, summary: dict[str, Any]) -> None:
         f"({size['stored_bytes'] / size['original_bytes']:.1%}, {size['bits_per_weight']:.2f} bits a weight) "
         f"in {duration(seconds)}, with at most {human_bytes(summary['peak_memory_bytes'])} of memory."
     )
-    screen.print(f"The model is in {run / 'adapted'}, the report in {run / 'report.html'}: open it in a browser.")
+    last = run / list(evaluation["models"])[-1]
+    screen.print(f"The model is in {last}, the report in {run / 'report.html'}: open it in a browser.")

@@ -52,6 +52,11 @@ def before_reading(run: Run) -> str | None:
     return next((name for name in ("aligned", "compressed", "original") if name in run.models), None)
 
 
+def after_reading(run: Run) -> str | None:
+    """The last evaluated model that has read."""
+    return next((name for name in ("finished", "adapted") if name in run.models), None)
+
+
 def exact(run: Run, model: str | None, split: str) -> tuple[float | None, float]:
     """Exact match from memory, and the number of questions."""
     found = pick(run.models, model, "answers", "closed_book", split) if model else None
@@ -118,16 +123,20 @@ def _language(run: Run, key: str) -> str:
 
 def _learning(run: Run) -> str:
     """What it answers from memory before and after reading, and what that amounts to."""
-    if "adapted" not in run.models:
+    after = after_reading(run)
+    if after is None:
         return "" if run.has("adapt") else "It has not been taught anything yet."
     before = before_reading(run)
     parts: list[str] = []
     moved: dict[str, int] = {}
     for split, words in SPLITS.items():
-        (was, _), (now, count) = exact(run, before, split), exact(run, "adapted", split)
+        (was, _), (now, count) = exact(run, before, split), exact(run, after, split)
         if now is None or not count:
             continue
-        told = "" if was is None else f" ({SHARE(was)} before reading)"
+        known = [] if was is None else [f"{SHARE(was)} before reading"]
+        if after == "finished" and (read := exact(run, "adapted", split)[0]) is not None:
+            known.append(f"{SHARE(read)} before it was compressed further")
+        told = f" ({', '.join(known)})" if known else ""
         parts.append(f"{SHARE(now)} of {words}{told}")
         if was is not None:
             moved[split] = learned(was, now, count)
@@ -187,7 +196,7 @@ def _loss_card(run: Run, key: str, label: str) -> Card | None:
 
 
 def _answer_card(run: Run, split: str, label: str) -> Card | None:
-    (was, _), (now, count) = exact(run, before_reading(run), split), exact(run, "adapted", split)
+    (was, _), (now, count) = exact(run, before_reading(run), split), exact(run, after_reading(run), split)
     if now is None or not count:
         return None
     note = f"of {COUNT(count)} answered exactly from memory"
