@@ -1,22 +1,23 @@
 """Reading teaches what it says, chooses blocks by use, and undoes what costs too much."""
 
 import json
+import os
 import random
 import sys
 
 import pytest
 import torch
-from tests.conftest import plainly_compressed, read_paper
+from tests.conftest import join_two_processes, plainly_compressed, read_paper
 
 from quasitile import AdaptSettings, CompressSettings, InputError, adapt, compress, load_model
 from quasitile.adapt.curriculum import ORDERS, Lesson, read_lessons, rounds, spread
 from quasitile.adapt.draw import draw_back
-from quasitile.adapt.examples import IGNORED, answer_loss, answer_tokens, padded
+from quasitile.adapt.examples import IGNORED, answer_tokens, padded
 from quasitile.adapt.reader import PASS_TOKENS, open_reader, prepare
 from quasitile.adapt.select import SELECTIONS, gradient_powers, rank_blocks, usage
-from quasitile.adapt.teach import teach
+from quasitile.adapt.teach import gradients, replayed_passes, taught_passes, teach
 from quasitile.adapt.train import Course, costs_too_much
-from quasitile.align.losses import language_model_nats
+from quasitile.align.losses import language_model_nats, logit_kl
 from quasitile.checkpoint import stored_bytes
 from quasitile.compress.windows import QUESTIONS, taught
 from quasitile.folders import read_jsonl
@@ -63,6 +64,13 @@ def settings(**changes):
 
 def place_of(record):
     return record["metadata"]["document"], record["metadata"]["section"]
+
+
+def whole_loss(reader, records):
+    """Nats a token of the answers, all questions in one padded batch."""
+    tokens, mask, labels = padded([answer_tokens(reader.tokenizer, record, "none") for record in records], 0, 10**6)
+    logits = reader.model(tokens, attention_mask=mask, use_cache=False).logits[:, :-1].transpose(1, 2)
+    return torch.nn.functional.cross_entropy(logits, labels[:, 1:], ignore_index=IGNORED)
 
 
 def metrics(folder):
@@ -165,7 +173,7 @@ def test_a_gate_takes_back_only_as_much_as_it_must(compressed, reading, text_fil
         with torch.no_grad():
             values.copy_(before + 1.0)
         left = iter(losses)
-        monkeypatch.setattr(sys.modules["quasitile.adapt.train"], "held_out_nats", lambda *_, left=left: next(left))
+        monkeypatch.setattr(reader, "general_nats", lambda left=left: next(left))
         assert course.hold_back(saved) == (losses[0], kept)
         torch.testing.assert_close(values.detach(), before + kept)
 
@@ -258,10 +266,7 @@ def test_blocks_chosen_by_gradient_are_those_of_what_is_taught_and_learn_alone(c
     prepare(reader)
     lesson = read_lessons(reading)[0]
 
-    def loss():
-        return answer_loss(reader.answers(lesson.records)[0])
-
-    found = gradient_powers(reader.model, loss)
+    found = gradient_powers(reader.model, lambda: whole_loss(reader, lesson.records))
     ratio = {block: found[block] / usual for block, usual in zip(reader.blocks, reader.background, strict=True)}
     expected = set(sorted(reader.blocks, key=lambda block: -ratio[block])[: round(0.3 * len(reader.blocks))])
     before = reader.snapshot()
@@ -348,25 +353,117 @@ def test_padding_is_masked_and_never_learned():
     assert labels.tolist() == [[IGNORED, 6], [8, IGNORED]]
 
 
+@pytest.mark.parametrize("parts", [1, 3])
 @pytest.mark.parametrize("pass_tokens", [0, 40, 10**6], ids=["no padding", "some", "one batch"])
-def test_questions_of_like_length_give_what_one_batch_gives(compressed, reading, text_file, monkeypatch, pass_tokens):
+def test_passes_of_like_length_give_the_gradient_of_one_batch(
+    compressed, reading, text_file, model_folder, monkeypatch, pass_tokens, parts
+):
+    """Answers, text and replay together: each pass backward by itself, the sum as if all were one batch."""
     monkeypatch.setitem(PASS_TOKENS, "cpu", pass_tokens)
-    reader = open_reader(compressed, None, text_file, settings())
+    chosen = settings(select="all", precision="float32", gradient_accumulation=parts, replay_windows=3)
+    reader = open_reader(compressed, model_folder, text_file, chosen)
     prepare(reader)
-    records = read_lessons(reading)[0].records
-    rows = [answer_tokens(reader.tokenizer, record, "none") for record in records]
-    tokens, mask, labels = padded(rows, 0, 10**6)
-    logits = reader.model(tokens, attention_mask=mask, use_cache=False).logits[:, :-1].transpose(1, 2)
-    whole = torch.nn.functional.cross_entropy(logits, labels[:, 1:], ignore_index=IGNORED)
-    answers, num_tokens = reader.answers(records)
-    assert num_tokens == mask.sum()
-    num_lengths = {0: len({len(ids) for ids, _ in rows}), 40: 2, 10**6: 1}[pass_tokens]
-    assert len({len(answer.labels) for answer in answers}) == num_lengths
-    values = [values for block in reader.blocks for values in block.coefficients() if values.requires_grad]
-    assert answer_loss(answers).item() == pytest.approx(whole.item(), rel=1e-5)
-    grads = (torch.autograd.grad(loss, values) for loss in (answer_loss(answers), whole))
-    for ours, theirs in zip(*grads, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)
+    lesson = read_lessons(reading)[0]
+    reader.choose(lesson)
+    text, windows = reader.text(lesson, 48), reader.draw_replay()
+    passes = list(taught_passes(reader, lesson.records, lesson, text))
+    num_lengths = len({len(ids) for ids, _ in reader.rows(lesson.records)})
+    if parts == 1:
+        assert len(passes) == {0: num_lengths, 40: 2, 10**6: 1}[pass_tokens] + 1
+    found = gradients(reader, iter(passes), replayed_passes(reader, windows))
+    answers, of_text = whole_loss(reader, lesson.records), language_model_nats(reader.model(text).logits, text)
+    replayed = logit_kl(reader.model(windows).logits, reader.teacher(windows).logits.detach())
+    for name, loss in (("loss_nats", answers), ("text_nats", of_text), ("replay_nats", replayed)):
+        assert found[name].item() == pytest.approx(loss.item(), rel=1e-4), name
+    assert found["tokens"] == sum(len(ids) for ids, _ in reader.rows(lesson.records)) + text.numel() + windows.numel()
+    wanted = torch.autograd.grad(answers + 0.25 * of_text + replayed, reader.learning())
+    for values, theirs in zip(reader.learning(), wanted, strict=True):
+        torch.testing.assert_close(values.grad, theirs, rtol=2e-3, atol=2e-6)
+
+
+ALIKE = {
+    "order": "cyclic",
+    "steps_per_section": 2,
+    "learning_rate": 0.2,
+    "gate_nats": 100,
+    "forget_nats": 0.05,
+    "select": "gradient",
+    "precision": "float32",
+    "replay_windows": 3,
+    "guidance_weight": 0.5,
+    "num_asked": 1,
+}
+
+
+def read_in_process(rank, compressed, reading, text_file, model_folder, out):
+    join_two_processes(rank)
+    chosen = settings(**ALIKE)
+    summary = adapt(compressed, reading, out, teacher=model_folder, text=text_file, settings=chosen)
+    assert bool(summary) is (rank == 0)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def read_whole(compressed, reading, text_file, model_folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole") / "out"
+    return out, adapt(compressed, reading, out, teacher=model_folder, text=text_file, settings=settings(**ALIKE))
+
+
+def assert_read_alike(folder, read_whole):
+    """The curve and the model of a reading by one process, all of it in memory."""
+    rows, wanted = metrics(folder), metrics(read_whole[0])
+    for name in ("loss_nats", "text_nats", "replay_nats", "guidance_nats", "general_nats"):
+        assert [row[name] for row in rows] == pytest.approx([row[name] for row in wanted], rel=5e-3), name
+    for name in ("tokens", "asked", "num_blocks_trained"):
+        assert [row[name] for row in rows] == [row[name] for row in wanted], name
+    summary = json.loads((folder / "summary.json").read_text())
+    for name in ("general_after_nats", "answers_stored_nats"):
+        assert summary[name] == pytest.approx(read_whole[1][name], rel=5e-3), name
+
+
+def test_two_processes_read_as_one_does(compressed, reading, text_file, model_folder, tmp_path, monkeypatch, read_whole):
+    monkeypatch.setenv("MASTER_PORT", str(20_000 + os.getpid() % 20_000))
+    arguments = (compressed, reading, text_file, model_folder, tmp_path / "two")
+    torch.multiprocessing.start_processes(read_in_process, arguments, nprocs=2, start_method="fork")
+    assert_read_alike(tmp_path / "two", read_whole)
+
+
+@pytest.mark.parametrize("changes", [{"gradient_accumulation": 2}, {"checkpointing": True}], ids=str)
+def test_parts_and_checkpointing_change_nothing_but_memory(
+    compressed, reading, text_file, model_folder, tmp_path, read_whole, changes
+):
+    chosen = settings(**{**ALIKE, **changes})
+    adapt(compressed, reading, tmp_path / "out", teacher=model_folder, text=text_file, settings=chosen)
+    assert_read_alike(tmp_path / "out", read_whole)
+
+
+def test_checkpoints_are_taken_while_it_learns(compressed, reading, text_file):
+    reader = open_reader(compressed, None, text_file, settings(select="all", checkpointing=True))
+    prepare(reader)
+    lesson, modes = read_lessons(reading)[0], []
+    layer = reader.model.model.layers[0]
+    layer.self_attn.register_forward_hook(lambda *_: modes.append(layer.gradient_checkpointing and layer.training))
+    reader.choose(lesson)
+    teach(reader, lesson, [], 1)
+    num_passes = len(modes)
+    assert all(modes)
+    assert num_passes % 2 == 0  # each a second time
+    reader.general_nats()
+    assert not any(modes[num_passes:])
+
+
+def test_what_learns_is_reported_to_callbacks(compressed, reading, text_file, tmp_path, monkeypatch):
+    from transformers import TrainerCallback
+
+    seen = []
+
+    class Callback(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            seen.append((state.global_step, logs["loss_nats"]))
+
+    monkeypatch.setattr("transformers.integrations.get_reporting_integration_callbacks", lambda names: [Callback])
+    adapt(compressed, reading, tmp_path / "out", text=text_file, settings=settings(report_to=("tensorboard",)))
+    assert seen == [(row["step"], row["loss_nats"]) for row in metrics(tmp_path / "out")]
 
 
 def test_orders_and_spreading():

@@ -8,8 +8,7 @@ import sys
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
-from tests.conftest import plainly_compressed
+from tests.conftest import join_two_processes, plainly_compressed
 
 from quasitile import AlignSettings, InputError, RecordSettings, align, compress, load_model, record
 from quasitile.align import train as training
@@ -100,9 +99,7 @@ TWO = {"num_steps": 4, "precision": "float32", "save_every": 0}
 
 
 def run_process(rank, compressed, model_folder, text_file, out, changes):
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    os.environ["ACCELERATE_USE_CPU"] = "true"
-    AcceleratorState._reset_state(reset_partial_state=True)  # of tests before, which the fork brought along
+    join_two_processes(rank)
     train = training.Run.train
 
     def counted(self, *args):

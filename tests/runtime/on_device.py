@@ -69,7 +69,12 @@ def main(device: str, folder: Path) -> None:
     for name, model, teacher, changes in (
         ("adapt", plain, dense, {"learning_rate": 0.1, "forget_nats": 1e-4}),
         ("adapt factors by use", factors, None, {"select": "usage", "trains": "spectral"}),
-        ("adapt with guidance", plain, dense, {"guidance_weight": 1.0, "follow_ups": 1, "select": "all"}),
+        (
+            "adapt with guidance",
+            plain,
+            dense,
+            {"guidance_weight": 1.0, "follow_ups": 1, "select": "all", "checkpointing": True},
+        ),
     ):
         settings = AdaptSettings.model_validate({**ADAPT, **changes, "device": device})
         summary = adapt(model, reading, out / name, teacher=teacher, text=text, settings=settings)

@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 from quasitile.compress.windows import exchange
 
 IGNORED = -100
+Row = tuple[list[int], list[int]]  # token ids, and labels
 
 
 class Expected(NamedTuple):
@@ -27,7 +28,7 @@ class Expected(NamedTuple):
     labels: Tensor
 
 
-def answer_tokens(tokenizer: Any, record: dict[str, Any], trace: str) -> tuple[list[int], list[int]]:
+def answer_tokens(tokenizer: Any, record: dict[str, Any], trace: str) -> Row:
     """Token ids of a record in the chat format, and labels on the assistant's turn alone.
 
     Args:
@@ -41,7 +42,7 @@ def answer_tokens(tokenizer: Any, record: dict[str, Any], trace: str) -> tuple[l
     return prompt_ids + rest_ids, [IGNORED] * len(prompt_ids) + rest_ids
 
 
-def padded(rows: list[tuple[list[int], list[int]]], pad: int, limit: int) -> tuple[Tensor, Tensor, Tensor]:
+def padded(rows: list[Row], pad: int, limit: int) -> tuple[Tensor, Tensor, Tensor]:
     """Right-padded token ids, attention mask and labels, each (B, T); rows are cut at `limit` tokens."""
     length = min(limit, max(len(tokens) for tokens, _ in rows))
     tokens = torch.full((len(rows), length), pad)
@@ -55,8 +56,18 @@ def padded(rows: list[tuple[list[int], list[int]]], pad: int, limit: int) -> tup
     return tokens, mask, labels
 
 
-def answer_loss(answers: list[Expected]) -> Tensor:
-    """Cross-entropy of the labelled tokens of all answers, each predicted at the place before it, in nats a token."""
+def num_wanted(labels: list[int]) -> int:
+    """Labelled tokens of a row that have a token before them."""
+    return sum(label != IGNORED for label in labels[1:])
+
+
+def answer_loss(answers: list[Expected], num_tokens: int) -> Tensor:
+    """Cross-entropy of the labelled tokens of answers, each predicted at the place before it.
+
+    Args:
+        answers: Any part of those of a step.
+        num_tokens: That are labelled in all of them, so that the parts add up to nats a token.
+    """
     logits = torch.cat([answer.logits[:-1] for answer in answers])
     labels = torch.cat([answer.labels[1:] for answer in answers]).to(logits.device)
-    return cross_entropy(logits[labels != IGNORED].float(), labels[labels != IGNORED])
+    return cross_entropy(logits[labels != IGNORED].float(), labels[labels != IGNORED], reduction="sum") / num_tokens

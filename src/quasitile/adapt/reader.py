@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from quasitile.adapt.curriculum import Lesson, Record
-from quasitile.adapt.examples import Expected, answer_loss, answer_tokens, padded
+from quasitile.adapt.examples import Expected, Row, answer_loss, answer_tokens, num_wanted, padded
 from quasitile.adapt.select import SELECTIONS, gradient_power, gradient_powers, learning_parts, rank_blocks, usage
 from quasitile.adapt.settings import AdaptSettings
 from quasitile.align.losses import language_model_nats
-from quasitile.align.steps import expected_nats, half_precision, held_out_nats
+from quasitile.align.processes import Processes
+from quasitile.align.steps import enable_checkpointing, expected_nats, half_precision, held_out_nats
 from quasitile.compress.text import read_texts, token_windows
 from quasitile.errors import InputError
 from quasitile.evaluate.batches import like_lengths
@@ -40,20 +42,38 @@ class Reader:
     background: list[float]
     optimizer: torch.optim.Optimizer
     rng: random.Random
+    processes: Processes
     chosen: list[RankBlock] | None = None  # that learn from the section; nothing while they are still to be chosen
 
-    def answers(self, records: list[Record]) -> tuple[list[Expected], int]:
-        """What the model expects of questions with their answers, in batches of like length; and the number of their tokens."""
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return next(self.model.parameters()).device
+
+    @property
+    def limit(self) -> int:
+        """Tokens that the model can see at once."""
+        return self.model.config.max_position_embeddings
+
+    def half_precision(self) -> torch.autocast:
+        """bf16 for products where the settings say so."""
+        return half_precision(self.model, self.settings.precision == "bf16")
+
+    def rows(self, records: list[Record]) -> list[Row]:
+        """Questions with their answers as tokens, cut where the model sees no further."""
         rows = [answer_tokens(self.tokenizer, record, self.settings.trace) for record in records]
-        limit, device = self.model.config.max_position_embeddings, next(self.model.parameters()).device
-        pass_tokens = PASS_TOKENS["cpu" if device.type == "cpu" else "gpu"]
-        answers, num_tokens = [], 0
-        for chosen in like_lengths([min(limit, len(tokens)) for tokens, _ in rows], pass_tokens):
-            tokens, mask, labels = padded([rows[index] for index in chosen], pad_of(self.tokenizer), limit)
-            logits = self.model(tokens, attention_mask=mask, use_cache=False).logits
-            answers += map(Expected, [records[index] for index in chosen], logits.unbind(), labels.unbind())
-            num_tokens += int(mask.sum())
-        return answers, num_tokens
+        return [(tokens[: self.limit], labels[: self.limit]) for tokens, labels in rows]
+
+    def like_lengths(self, rows: list[Row]) -> list[list[int]]:
+        """Indices of rows in batches of like length."""
+        pass_tokens = PASS_TOKENS["cpu" if self.device.type == "cpu" else "gpu"]
+        return like_lengths([len(tokens) for tokens, _ in rows], pass_tokens)
+
+    def expect(self, records: list[Record], rows: list[Row]) -> tuple[list[Expected], int]:
+        """What the model expects of questions with their answers, in one batch; and the number of their tokens."""
+        tokens, mask, labels = padded(rows, pad_of(self.tokenizer), self.limit)
+        logits = self.model(tokens, attention_mask=mask, use_cache=False).logits
+        return list(map(Expected, records, logits.unbind(), labels.unbind())), int(mask.sum())
 
     def text(self, lesson: Lesson, limit: int) -> Tensor:
         """A random stretch of a section's text, (1, at most `limit`) token ids."""
@@ -64,7 +84,27 @@ class Reader:
     @torch.no_grad()
     def answer_nats(self, records: list[Record]) -> float:
         """Nats a token of the right answers, without the text."""
-        return float(answer_loss(self.answers(records)[0]))
+        rows, total = self.rows(records), 0.0
+        num_tokens = sum(num_wanted(labels) for _, labels in rows)
+        for chosen in self.like_lengths(rows):
+            answers, _ = self.expect([records[index] for index in chosen], [rows[index] for index in chosen])
+            total += float(answer_loss(answers, num_tokens))
+        return total
+
+    def draw_replay(self) -> Tensor:
+        """Windows of general text for a step, (B, T); none where it does not count."""
+        count = self.settings.replay_windows if self.settings.replay_weight else 0
+        return self.replay[[self.rng.randrange(len(self.replay)) for _ in range(count)]]
+
+    def mean_over(self, windows: Tensor, nats: Callable[[Tensor], float]) -> float:
+        """The mean of what windows (B, T) give, each process taking its share."""
+        own = windows[self.processes.index :: self.processes.num]
+        total = torch.tensor(nats(own) * len(own) if len(own) else 0.0, dtype=torch.float64, device=self.device)
+        return float(self.processes.sum(total)) / len(windows)
+
+    def general_nats(self) -> float:
+        """Nats a token of the text that the gate watches."""
+        return self.mean_over(self.watched, lambda windows: held_out_nats(self.model, windows))
 
     def expected_nats(self) -> float:
         """Nats a token of the text that decides in the end, as the original expects it; without it, of the text as it is.
@@ -72,8 +112,8 @@ class Reader:
         With the original, the noise of a difference is half as large (docs/results/learning.md).
         """
         if self.teacher is None:
-            return held_out_nats(self.model, self.judged)
-        return expected_nats(self.model, self.teacher, self.judged)
+            return self.mean_over(self.judged, lambda windows: held_out_nats(self.model, windows))
+        return self.mean_over(self.judged, lambda windows: expected_nats(self.model, self.teacher, windows))
 
     def difficulty(self, lesson: Lesson) -> float:
         """Nats a token of a section's answers, one question a fact."""
@@ -87,7 +127,7 @@ class Reader:
         elif self.settings.select == "gradient":
 
             def loss() -> Tensor:
-                with half_precision(self.model):
+                with self.half_precision():
                     return language_model_nats(self.model(text, use_cache=False).logits, text)
 
             found = gradient_powers(self.model, loss)
@@ -133,6 +173,10 @@ class Reader:
             for values in learning_parts(block, self.settings.trains):
                 values.requires_grad_(True)
 
+    def learning(self) -> list[nn.Parameter]:
+        """What learns now, in a fixed order."""
+        return [values for block in self.blocks for values in block.coefficients() if values.requires_grad]
+
     def snapshot(self) -> list[list[Tensor]]:
         """All coefficients as they are."""
         return [[values.detach().clone() for values in block.coefficients()] for block in self.blocks]
@@ -174,7 +218,8 @@ def open_reader(model: str | Path, teacher: str | Path | None, text: str | Path,
     watched, judged, replay = windows[: settings.gate_windows], windows[:held_out], windows[held_out:]
     placeholder = torch.optim.SGD([torch.zeros(1)], lr=1.0)
     rng = random.Random(settings.seed)
-    return Reader(student, tokenizer, original, replay, watched, judged, settings, [], [], placeholder, rng)
+    processes = Processes(0, settings.gradient_accumulation, device)
+    return Reader(student, tokenizer, original, replay, watched, judged, settings, [], [], placeholder, rng, processes)
 
 
 def prepare(reader: Reader) -> None:
@@ -189,6 +234,8 @@ def prepare(reader: Reader) -> None:
     for matrix in tiled_matrices(reader.model).values():
         matrix.make_trainable(generator, settings.jitter)
     reader.blocks = [block for block in rank_blocks(reader.model) if learning_parts(block, settings.trains)]
+    if settings.checkpointing:
+        enable_checkpointing(reader.model)
     if not reader.blocks:
         raise InputError(f"adapt.trains={settings.trains}: no block of this model has any; leave it at all")
     reader.background = reader.weigh_background()

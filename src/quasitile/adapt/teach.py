@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from quasitile.adapt.curriculum import Lesson, Record
-from quasitile.adapt.examples import IGNORED, Expected, answer_loss, answer_tokens
+from quasitile.adapt.examples import IGNORED, Expected, Row, answer_loss, num_wanted
 from quasitile.adapt.reader import Reader, draw
 from quasitile.align.losses import language_model_nats, logit_kl
-from quasitile.align.steps import half_precision, not_finite
-from quasitile.runtime import held_weights
+from quasitile.align.steps import not_finite
+from quasitile.runtime import gathered_gradients
 
 LOSSES: tuple[str, ...] = ("loss_nats", "text_nats", "replay_nats", "guidance_nats")
+Pass = tuple[dict[str, Tensor], int]  # its part of each loss of a step, and its tokens
 
 
 def teach(
@@ -39,86 +41,149 @@ def teach(
     Raises:
         InputError: The loss is not finite.
     """
-    settings, sums, num_tokens = reader.settings, dict.fromkeys(LOSSES, 0.0), 0
-    weights = (1.0, settings.text_weight, settings.replay_weight, settings.guidance_weight)
+    settings = reader.settings
+    means = dict.fromkeys((*LOSSES, "tokens"), 0.0)
+    reader.model.train(settings.checkpointing)  # which Transformers does in training mode alone
     for _ in range(num_steps):
         records = draw(own or lesson.records, settings.num_questions, reader.rng)
         records += draw(earlier, settings.num_revisited, reader.rng)
-        with half_precision(reader.model), held_weights(reader.model):
-            losses, counted = step_losses(reader, records, lesson, reader.text(lesson, settings.text_tokens))
-        parts = {name: weight * losses[name] for name, weight in zip(LOSSES, weights, strict=True)}
-        replay = parts.pop("replay_nats")
-        taught = sum(parts.values(), torch.zeros(()))
-        total = taught + replay
+        taught = taught_passes(reader, records, lesson, reader.text(lesson, settings.text_tokens))
+        replayed = replayed_passes(reader, reader.draw_replay())
+        reader.optimizer.zero_grad(set_to_none=True)
+        sums = gradients(reader, taught, replayed)
+        total = weigh(reader, sums)
         if not torch.isfinite(total):
             place = f"{lesson.document}, section {lesson.section}"
             raise not_finite(total, place, "adapt", [[m["content"] for m in record["messages"]] for record in records])
-        reader.optimizer.zero_grad(set_to_none=True)
-        if total.requires_grad:
-            backward(reader, taught, replay)
-            reader.optimizer.step()
-        sums = {name: value + losses[name].item() / num_steps for name, value in sums.items()}
-        num_tokens += counted
-    return {**sums, "tokens": num_tokens}
+        reader.optimizer.step()
+        for name in LOSSES:
+            means[name] += sums[name].item() / num_steps
+        means["tokens"] += sums["tokens"].item()
+    reader.model.eval()
+    return means
 
 
-def backward(reader: Reader, taught: Tensor, replay: Tensor) -> None:
-    """Gradients of the blocks that learn; where they are still to be chosen, by the gradient of what is taught alone."""
-    if reader.chosen is not None or not taught.requires_grad:
-        (taught + replay).backward()
-        return
-    taught.backward(retain_graph=replay.requires_grad)  # both are products of the same weights
-    reader.choose_by_gradient()
-    if replay.requires_grad:
-        replay.backward()
-        reader.let_learn(reader.chosen or [])  # the graph still knows the others
+def weigh(reader: Reader, losses: dict[str, Tensor]) -> Tensor:
+    """The weighted sum of the losses that are there."""
+    settings = reader.settings
+    weights = (1.0, settings.text_weight, settings.replay_weight, settings.guidance_weight)
+    found = [weight * losses[name] for name, weight in zip(LOSSES, weights, strict=True) if name in losses]
+    return torch.stack(found).sum()
 
 
-def step_losses(reader: Reader, records: list[Record], lesson: Lesson, text: Tensor) -> tuple[dict[str, Tensor], int]:
-    """Losses of one step, each a mean over its tokens: answers, the section's text, replay, guidance."""
-    settings, model = reader.settings, reader.model
-    losses = dict.fromkeys(LOSSES, torch.zeros(()))
-    answers, counted = reader.answers(records)
-    losses["loss_nats"] = answer_loss(answers)
+def gradients(reader: Reader, taught: Iterator[Pass], replayed: Iterator[Pass]) -> dict[str, Tensor]:
+    """Gradients of the blocks that learn; where they are still to be chosen, by the gradient of what is taught alone.
+
+    Args:
+        reader: The model; nothing has a gradient yet.
+        taught: Passes over what is taught. Each has its own backward pass, so that only one is in memory.
+        replayed: Passes over replayed text.
+
+    Returns:
+        Every loss and the number of `tokens`, of all passes and processes.
+    """
+    sums = {name: torch.zeros((), device=reader.device) for name in (*LOSSES, "tokens")}
+
+    def learn(passes: Iterator[Pass]) -> None:
+        for losses, num_tokens in passes:
+            loss = weigh(reader, losses)
+            if loss.requires_grad:
+                loss.backward()
+            for name, value in losses.items():
+                sums[name] += value.detach()
+            sums["tokens"] += num_tokens
+
+    with gathered_gradients(reader.model) as hand_on:
+        learn(taught)
+        of_taught: list[tuple[Tensor, Tensor]] = []
+        if reader.chosen is None:
+            hand_on()
+            reader.processes.add_gradients(reader.learning())
+            reader.choose_by_gradient()
+            of_taught = [(values, values.grad) for values in reader.learning() if values.grad is not None]
+            reader.optimizer.zero_grad(set_to_none=True)
+        learn(replayed)
+        hand_on()
+        reader.let_learn(reader.chosen or [])  # the weights were computed while all blocks learned
+        reader.processes.add_gradients(reader.learning())
+        for values, grad in of_taught:
+            values.grad = grad if values.grad is None else values.grad + grad
+    return {name: reader.processes.sum(value) for name, value in sums.items()}
+
+
+def taught_passes(reader: Reader, records: list[Record], lesson: Lesson, text: Tensor) -> Iterator[Pass]:
+    """What a step teaches: answers, guidance, the section's text; each loss adds up to a mean over all of its tokens."""
+    settings, processes = reader.settings, reader.processes
+    rows = reader.rows(records)
+    num_answers = sum(num_wanted(labels) for _, labels in rows)
+    places: list[list[int]] = [[] for _ in rows]
     if settings.guidance_weight:
-        losses["guidance_nats"] = guidance(reader, lesson, answers)
-    if settings.text_weight:
-        losses["text_nats"] = language_model_nats(model(text, use_cache=False).logits, text)
-        counted += text.numel()
-    if settings.replay_weight and settings.replay_windows:
-        window = reader.replay[[reader.rng.randrange(len(reader.replay)) for _ in range(settings.replay_windows)]]
-        logits = model(window, use_cache=False).logits
-        if reader.teacher is None:
-            losses["replay_nats"] = language_model_nats(logits, window)
-        else:
-            with torch.inference_mode():
-                target = reader.teacher(window, use_cache=False).logits
-            losses["replay_nats"] = logit_kl(logits, target)
-        counted += window.numel()
-    return losses, counted
+        places = [guided(reader, record, row, lesson) for record, row in zip(records, rows, strict=True)]
+    num_guided = sum(map(len, places))
+    for part in processes.parts(list(range(len(records)))):
+        for chosen in reader.like_lengths([rows[index] for index in part]):
+            own = [part[index] for index in chosen]
+            with reader.half_precision():
+                answers, num_tokens = reader.expect([records[index] for index in own], [rows[index] for index in own])
+                losses = {"loss_nats": answer_loss(answers, num_answers)}
+                if any(places[index] for index in own):
+                    found = guidance(reader, lesson, answers, [(rows[index][0], places[index]) for index in own])
+                    losses["guidance_nats"] = found / num_guided
+            yield losses, num_tokens
+    if settings.text_weight and processes.first:
+        with reader.half_precision():
+            nats = language_model_nats(reader.model(text, use_cache=False).logits, text)
+        yield {"text_nats": nats}, text.numel()
 
 
-def guidance(reader: Reader, lesson: Lesson, answers: list[Expected]) -> Tensor:
+def replayed_passes(reader: Reader, windows: Tensor) -> Iterator[Pass]:
+    """General text that keeps the model close to the original, or is learned where that is not given; windows (B, T)."""
+    for part in reader.processes.parts(list(range(len(windows)))):
+        if not part:
+            continue
+        own = windows[part]
+        with reader.half_precision():
+            logits = reader.model(own, use_cache=False).logits
+            if reader.teacher is None:
+                nats = language_model_nats(logits, own)
+            else:
+                with torch.inference_mode():
+                    target = reader.teacher(own, use_cache=False).logits
+                nats = logit_kl(logits, target)
+        yield {"replay_nats": nats * (len(own) / len(windows))}, own.numel()
+
+
+def guided(reader: Reader, record: Record, row: Row, lesson: Lesson) -> list[int]:
+    """Places whose predictions follow the teacher's; none in questions of other sections or without room for a section."""
+    about = record["metadata"]["document"], record["metadata"]["section"]
+    if about != (lesson.document, lesson.section) or len(row[0]) >= reader.limit:
+        return []
+    return [place - 1 for place, label in enumerate(row[1]) if label != IGNORED]  # the token before predicts it
+
+
+def guidance(reader: Reader, lesson: Lesson, answers: list[Expected], asked: list[tuple[list[int], list[int]]]) -> Tensor:
     """KL between the student's answers from memory and those of the teacher, which has the section before it.
 
-    Only questions of this section count; a mean over their answers' tokens. Zero where there is none.
+    Args:
+        reader: With a teacher.
+        lesson: The section.
+        answers: What the student expects.
+        asked: Token ids of each, and the places that count (see `guided`).
+
+    Returns:
+        Nats, summed over places.
     """
     context = context_of(reader.tokenizer, lesson, reader.settings.guidance_tokens)
     ours, theirs = [], []
-    for record, logits_TV, _ in answers:
-        if (record["metadata"]["document"], record["metadata"]["section"]) != (lesson.document, lesson.section):
+    for answer, (ids, places) in zip(answers, asked, strict=True):
+        if not places:
             continue
-        ids, wanted = answer_tokens(reader.tokenizer, record, reader.settings.trace)
-        room = reader.model.config.max_position_embeddings - len(ids)
-        if room < 1:
-            continue
-        seen = torch.tensor([*context[-room:], *ids])[None]
+        seen = torch.tensor([*context[len(ids) - reader.limit :], *ids])[None]
         with torch.inference_mode():
             target = reader.teacher(seen, use_cache=False).logits[0, -len(ids) :]
-        places = [place - 1 for place, label in enumerate(wanted) if label != IGNORED]  # the token before predicts it
-        ours.append(logits_TV[places])
+        ours.append(answer.logits[places])
         theirs.append(target[places])
-    return logit_kl(torch.cat(ours), torch.cat(theirs)) if ours else torch.zeros(())
+    return logit_kl(torch.cat(ours), torch.cat(theirs)) * sum(map(len, ours))
 
 
 def context_of(tokenizer: Any, lesson: Lesson, limit: int) -> list[int]:

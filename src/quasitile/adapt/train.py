@@ -14,8 +14,9 @@ from quasitile.adapt.draw import draw_back
 from quasitile.adapt.reader import Reader, draw, open_reader, prepare
 from quasitile.adapt.settings import AdaptSettings
 from quasitile.adapt.teach import teach
+from quasitile.align.reporting import Reports
 from quasitile.align.state import State
-from quasitile.align.steps import batch_kept, held_out_nats
+from quasitile.align.steps import batch_kept
 from quasitile.checkpoint import stored_bytes
 from quasitile.checkpoint.shards import INDEX, checksum
 from quasitile.compress.refit import pack_within
@@ -40,6 +41,8 @@ def adapt(
     settings: AdaptSettings | None = None,
 ) -> dict[str, Any]:
     """Teach a compressed model the sections of a reading folder, one after another (paper 3.3).
+
+    Under `torchrun` or `accelerate launch` every process takes its share of each step; the first one writes.
 
     For each section: the model is asked, and its answers, traces and scores are logged; then a few
     gradient steps on the blocks that matter for this section, on its questions in several
@@ -73,15 +76,21 @@ def adapt(
     reader = open_reader(model, teacher, text, settings)
     limit = sum(matrix.payload.numel() for matrix in tiled_matrices(reader.model).values())
     inputs = {"model": model, "reading": reading, "teacher": teacher, "text": text}
-    resume = settings.save_every > 0
-    with batch_kept(out), stage_folder(out, "adapt", settings, settings.seed, resume=resume, **inputs) as stage:
+    resume = settings.save_every > 0 and reader.processes.num == 1
+    with (
+        batch_kept(out),
+        reader.processes.folder(out) as place,
+        stage_folder(place, "adapt", settings, settings.seed, resume=resume, **inputs) as stage,
+    ):
         contents = [checksum(Path(folder) / file) for folder, file in ((reading, "questions.jsonl"), (model, INDEX))]
-        course = read_sections(reader, lessons, stage, {**inputs, "contents": contents})
+        course = read_sections(reader, lessons, stage, {**inputs, "contents": contents} if resume else None)
         learned_nats, kept = course.draw_back()
         taught = draw(list(course.taught.values()), MOST_RECALLED, reader.rng)
         learned = reader.answer_nats(taught)
         factor = pack_within(reader.model, limit)
         after, recalled = reader.expected_nats(), reader.answer_nats(taught)
+        if not reader.processes.first:
+            return {}
         save_model(reader.model, reader.tokenizer, stage.path)
         write_jsonl(stage.path / "answers.jsonl", course.answers)
         write_jsonl(stage.path / QUESTIONS, list(course.taught.values()))
@@ -113,14 +122,14 @@ def adapt(
     return stage.summary
 
 
-def read_sections(reader: Reader, lessons: list[Lesson], stage: Stage, inputs: Mapping[str, object]) -> Course:
+def read_sections(reader: Reader, lessons: list[Lesson], stage: Stage, inputs: Mapping[str, object] | None) -> Course:
     """Read all sections in the order of the curriculum; each round is ordered when it begins.
 
     Args:
         reader: The model and what it needs.
         lessons: The corpus in reading order.
         stage: Where states and metrics go.
-        inputs: What the run depends on besides its settings.
+        inputs: What the run depends on besides its settings; nothing where no states are kept.
     """
     settings = reader.settings
     prepare(reader)
@@ -128,13 +137,15 @@ def read_sections(reader: Reader, lessons: list[Lesson], stage: Stage, inputs: M
     num_rounds, num_steps = rounds(settings.order, settings.rounds, settings.steps_per_section)
     state: State | None = None
     found: dict[str, Any] = {"step": 0}
-    if settings.save_every:
+    if inputs is not None:
         purpose = {**inputs, **settings.model_dump(mode="json")}
         parameters = [values for block in reader.blocks for values in block.coefficients()]
         state = State(stage, purpose, parameters, reader.optimizer)
         found = state.restore()
         if found["step"]:
             course.go_on(found["course"], lessons)
+    names = settings.report_to if reader.processes.first else ()
+    reports = Reports(names, reader.model, len(lessons) * num_rounds * num_steps, stage.path)
     with Meter("read section by section", len(lessons) * num_rounds, found["step"]) as meter:
         done, order = found["step"], found.get("order", [])
         while done < len(lessons) * num_rounds:
@@ -144,10 +155,12 @@ def read_sections(reader: Reader, lessons: list[Lesson], stage: Stage, inputs: M
                 order = [next(at for at, lesson in enumerate(lessons) if lesson is each) for each in ordered]
             line = course.read(Visit(lessons[order[place]], num_steps, number))
             stage.metric(**line)
-            meter.advance(f"{line['tokens_per_second']:,.0f} tokens/s")
+            reports.log(course.step, line)
+            meter.advance(f"loss {line['loss_nats']:.3f}, {line['tokens_per_second']:,.0f} tokens/s")
             done += 1
             if state is not None and done % settings.save_every == 0 and done < len(lessons) * num_rounds:
                 state.save(done, order=order, course=course.so_far())
+    reports.end()
     if state is not None:
         state.forget()
     return course
@@ -159,7 +172,7 @@ class Course:
     def __init__(self, reader: Reader) -> None:
         self.reader = reader
         self.start, self.expected = reader.snapshot(), reader.expected_nats()
-        self.general = self.before = held_out_nats(reader.model, reader.watched)
+        self.general = self.before = reader.general_nats()
         self.answers: list[dict[str, Any]] = []
         self.taught: dict[str, Record] = {}  # by their ids, in the order of reading
         self.step = self.num_tokens = self.num_undone = 0
@@ -229,14 +242,14 @@ class Course:
             General loss after all of it, and the share that was kept.
         """
         reader, share = self.reader, 1.0
-        cost = now = held_out_nats(reader.model, reader.watched)
+        cost = now = reader.general_nats()
         while costs_too_much(now, self.general, self.before, reader.settings):
             share = share / 2 if share > LEAST_SHARE else 0.0
             reader.restore(saved, 0.5 if share else 0.0)
             if not share:
                 self.num_undone += 1
                 return cost, 0.0
-            now = held_out_nats(reader.model, reader.watched)
+            now = reader.general_nats()
         self.general = now
         return cost, share
 

@@ -1,4 +1,4 @@
-"""Alignment by several processes, through Accelerate: each takes its share of every batch, gradients are averaged."""
+"""Training by several processes, through Accelerate: each takes its share of every batch, gradients are averaged."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from quasitile.errors import InputError
 from quasitile.runtime.device import CPU
@@ -21,7 +21,7 @@ class Processes:
     """The processes of a run; one where nothing launched more.
 
     Args:
-        batch_size: Windows a step, of all processes together.
+        batch_size: Windows a step, of all processes together; 0 where gradients are sums and shares may differ.
         num_parts: Parts that each process computes its share in.
         device: Of this process.
 
@@ -54,11 +54,23 @@ class Processes:
 
     def average_gradients(self, optimizer: torch.optim.Optimizer) -> None:
         """Replace every gradient by its mean over the processes."""
+        self._reduce([p for group in optimizer.param_groups for p in group["params"] if p.grad is not None], "mean")
+
+    def add_gradients(self, parameters: list[nn.Parameter]) -> None:
+        """Replace every gradient by its sum over the processes; one without a gradient adds nothing."""
         if self._accelerator is None:
             return
-        found = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        flat: Any = self._accelerator.reduce(torch.cat([grad.flatten() for grad in found]), reduction="mean")
-        for grad, part in zip(found, flat.split([grad.numel() for grad in found]), strict=True):
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        self._reduce(parameters, "sum")
+
+    def _reduce(self, parameters: list[nn.Parameter], reduction: str) -> None:
+        grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        if self._accelerator is None or not grads:
+            return
+        flat: Any = self._accelerator.reduce(torch.cat([grad.flatten() for grad in grads]), reduction=reduction)
+        for grad, part in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
             grad.copy_(part.view_as(grad))
 
     def sum(self, values: Tensor) -> Tensor:

@@ -57,6 +57,12 @@ def half_precision(model: Any, enabled: bool = True) -> torch.autocast:
     return torch.autocast(next(model.parameters()).device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
+def enable_checkpointing(model: Any) -> None:
+    """Compute activations again in the backward pass, in training mode."""
+    newer = getattr(model, "activation_checkpointing_enable", None)  # the older name goes away
+    (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})
+
+
 @torch.inference_mode()
 def held_out_nats(model: Any, windows: Tensor) -> float:
     """Nats a token of next-token prediction."""

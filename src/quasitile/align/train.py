@@ -20,7 +20,7 @@ from quasitile.align.reporting import Reports
 from quasitile.align.settings import AlignSettings
 from quasitile.align.sharding import Shards
 from quasitile.align.state import State
-from quasitile.align.steps import batch_kept, half_precision, held_out_nats, not_finite, rate_factor
+from quasitile.align.steps import batch_kept, enable_checkpointing, half_precision, held_out_nats, not_finite, rate_factor
 from quasitile.align.teacher import LiveTeacher, Teacher, open_teacher
 from quasitile.checkpoint import stored_bytes
 from quasitile.compress.refit import pack_within
@@ -153,8 +153,7 @@ class Run:
         order = torch.cat([torch.randperm(num_windows, generator=generator) for _ in range(epochs)])
         self.order = (order + settings.held_out_windows).tolist()
         if settings.checkpointing:
-            newer = getattr(student, "activation_checkpointing_enable", None)  # the older name goes away
-            (newer or student.gradient_checkpointing_enable)({"use_reentrant": False})
+            enable_checkpointing(student)
 
     def train(self, stage: Stage, purpose: Mapping[str, object] | None) -> None:
         """All steps; from the last state on where a purpose says that states are kept."""

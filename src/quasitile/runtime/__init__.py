@@ -3,7 +3,15 @@
 from quasitile.runtime.device import device_of
 from quasitile.runtime.execution import Execution, execution, resident_bytes, set_execution
 from quasitile.runtime.layers import Place, compressible_layers
-from quasitile.runtime.linear import TiledEmbedding, TiledHead, TiledLinear, TiledMatrix, held_weights, tiled_matrices
+from quasitile.runtime.linear import (
+    TiledEmbedding,
+    TiledHead,
+    TiledLinear,
+    TiledMatrix,
+    gathered_gradients,
+    held_weights,
+    tiled_matrices,
+)
 from quasitile.runtime.load import (
     check_vocabulary,
     is_compressed,
@@ -36,6 +44,7 @@ __all__ = [
     "device_of",
     "execution",
     "finish_folder",
+    "gathered_gradients",
     "held_weights",
     "is_compressed",
     "is_compressed_config",

@@ -8,7 +8,7 @@ forward pass, rounding straight through, so that what is trained is what will be
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -284,6 +284,14 @@ class TiledMatrix(nn.Module):
         self._cached = None  # see `weight`
         self._held = self._assembled(self._skeleton.tiling) if holding and self._skeleton is not None else None
 
+    def detach_held(self) -> list[tuple[Tensor, Tensor]]:
+        """Let gradients end at the held weight: it, as it was computed, and what stands for it; nothing where it is frozen."""
+        weight = self._held
+        if weight is None or not weight.requires_grad:
+            return []
+        self._held = weight.detach().requires_grad_()
+        return [(weight, self._held)]
+
     def _assembled(self, tiling: Tiling) -> Tensor:
         # In full precision also under autocast: what is trained must be what is stored, and many
         # small products are slower in half precision.
@@ -367,6 +375,32 @@ def tiled_matrices(model: nn.Module) -> dict[str, TiledMatrix]:
         for name, module in model.named_modules()
         if isinstance(module, TiledMatrix)
     }
+
+
+@contextmanager
+def gathered_gradients(model: nn.Module) -> Iterator[Callable[[], None]]:
+    """Compute every trainable weight once for several passes inside, each with a backward pass of its own.
+
+    Their gradients gather at the weights; what is yielded hands them on to the coefficients, as often as it is called. So
+    only one pass' activations are in memory at a time, and no pass computes the weights again.
+    """
+    matrices, pairs = tiled_matrices(model).values(), []
+    for matrix in matrices:
+        matrix.hold(True)
+        pairs += matrix.detach_held()
+
+    def hand_on() -> None:
+        found = [(weight, leaf) for weight, leaf in pairs if leaf.grad is not None]
+        if found:
+            torch.autograd.backward(*zip(*[(weight, leaf.grad) for weight, leaf in found], strict=True), retain_graph=True)
+        for _, leaf in found:
+            leaf.grad = None
+
+    try:
+        yield hand_on
+    finally:
+        for matrix in matrices:
+            matrix.hold(False)
 
 
 @contextmanager
