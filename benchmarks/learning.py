@@ -3,9 +3,10 @@
     python benchmarks/learning.py --text GENERAL.jsonl --general TEST.jsonl [--only 'sections*' 'lora*'] [--out learning.jsonl]
 
 The model is the embedded one, compressed to `--size`; the papers are the embedded articles, of which one is held out, or
-`--papers`. Every variant takes the gradient steps and the tokens that `sections` takes with the same seed (replayed text
-counts). `sections` goes through the corpus once for every gradient step of a section (`order: cyclic`) and learns questions
-alone, on the half of the blocks whose gradient they raise most. Needs PEFT for LoRA (`pip install quasitile[peft]`).
+`--papers`, or what has been read already (`--reading`; `--papers` is its name in the lines then). Every variant takes the
+gradient steps and the tokens that `sections` takes with the same seed (replayed text counts). `sections` goes through the
+corpus once for every gradient step of a section (`order: cyclic`) and learns questions alone, on the half of the blocks
+whose gradient they raise most. Needs PEFT for LoRA (`pip install quasitile[peft]`).
 Writes a JSON line a variant and seed and repeats none that is there; `--table` prints what is there and runs nothing.
 """
 
@@ -117,8 +118,9 @@ class Bench:
         self.text = folder / "text.jsonl"
         texts = [text[:4000] for text in read_texts(args.text)]
         write_jsonl(self.text, [{"text": text} for text in texts[:: max(1, sum(map(len, texts)) // 600_000)]])
-        self.reading = folder / "reading"
-        read(resolve(args.papers), self.reading, ReadSettings(min_facts=1, max_facts=args.facts, max_phrasings=3))
+        self.reading = args.reading or folder / "reading"
+        if not args.reading:
+            read(resolve(args.papers), self.reading, ReadSettings(min_facts=1, max_facts=args.facts, max_phrasings=3))
         calibration = {"num_windows": 24, "num_tokens": 256}
         self.compressed = Path(args.model) if args.model else folder / "compressed"
         if not args.model:
@@ -235,6 +237,9 @@ def main() -> None:
     parser.add_argument("--text", required=True, help="general text for calibration, replay and the gate")
     parser.add_argument("--general", required=True, help="general text that is scored")
     parser.add_argument("--papers", default="embedded:papers")
+    parser.add_argument(
+        "--reading", type=Path, help="what `quasitile read` made of `--papers`, where it needs settings of its own"
+    )
     parser.add_argument("--entities", nargs=2, help="annotated sentences to learn from and to test on")
     parser.add_argument("--model", help="a compressed model folder, instead of one made here")
     parser.add_argument("--size", default="25%")

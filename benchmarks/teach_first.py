@@ -29,6 +29,7 @@ from quasitile.progress import set_quiet
 
 READING = {
     "entities": None,
+    "reading": None,
     "sections": 8,
     "facts": 4,
     "steps": 8,

@@ -82,6 +82,7 @@ def test_questions_are_learned_within_the_same_bytes(compressed, reading, text_f
     summary = adapt(compressed, reading, tmp_path / "out", teacher=model_folder, text=text_file, settings=chosen)
     rows = metrics(tmp_path / "out")
     assert len(rows) == 6 * summary["num_sections"]
+    assert all(row["loss_nats"] == pytest.approx(sum(row["each_loss_nats"]) / 3) for row in rows)
     assert sum(r["loss_nats"] for r in rows[-3:]) < 0.8 * sum(r["loss_nats"] for r in rows[:3])
     assert stored_bytes(tmp_path / "out") <= stored_bytes(compressed)
     answers = [json.loads(line) for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines()]

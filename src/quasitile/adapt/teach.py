@@ -25,7 +25,7 @@ def teach(
     earlier: list[Record],
     num_steps: int,
     own: list[Record] | None = None,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """The gradient steps of one section.
 
     Args:
@@ -36,13 +36,14 @@ def teach(
         own: The questions to teach, instead of the section's.
 
     Returns:
-        Mean losses over the steps, and the number of `tokens` that went through the model.
+        Mean losses over the steps, `each_loss_nats` of the answers, step by step, and the number of `tokens` that went
+        through the model.
 
     Raises:
         InputError: The loss is not finite.
     """
     settings = reader.settings
-    means = dict.fromkeys((*LOSSES, "tokens"), 0.0)
+    means, each = dict.fromkeys((*LOSSES, "tokens"), 0.0), []
     reader.model.train(settings.checkpointing)  # which Transformers does in training mode alone
     for _ in range(num_steps):
         records = draw(own or lesson.records, settings.num_questions, reader.rng)
@@ -59,8 +60,9 @@ def teach(
         for name in LOSSES:
             means[name] += sums[name].item() / num_steps
         means["tokens"] += sums["tokens"].item()
+        each.append(sums["loss_nats"].item())
     reader.model.eval()
-    return means
+    return {**means, "each_loss_nats": each}
 
 
 def weigh(reader: Reader, losses: dict[str, Tensor]) -> Tensor:

@@ -273,7 +273,7 @@ class Course:
         self.answers += [{"step": self.step, "round": visit.number, "follow_up": follow_up, **row} for row in rows]
         return rows
 
-    def teach(self, lesson: Lesson, earlier: list[Record], num_steps: int, own: list[Record] | None = None) -> dict[str, float]:
+    def teach(self, lesson: Lesson, earlier: list[Record], num_steps: int, own: list[Record] | None = None) -> dict[str, Any]:
         """Gradient steps, counted."""
         losses = teach(self.reader, lesson, earlier, num_steps, own)
         self.num_tokens += int(losses.pop("tokens"))
