@@ -167,7 +167,7 @@ def test_what_has_read_is_compressed_further(finished, recipe_file, tmp_path):
 
 
 def test_a_size_to_finish_at_that_is_none_is_refused_before_anything_is_made(recipe_file, tmp_path):
-    with pytest.raises(InputError, match="size='small' is not a size"):
+    with pytest.raises(InputError, match=r"^finish\.size='small' is not a size"):
         run(recipe_file, tmp_path / "run", overrides=["finish.size=small"])
     assert not (tmp_path / "run").exists()
 

@@ -107,8 +107,11 @@ def check_inputs(recipe: Recipe) -> tuple[str, str]:
     Raises:
         InputError: The papers are missing, a size is none, or the recipe is a baseline's.
     """
-    for size in filter(None, (recipe.compress.size, recipe.finish.size)):
-        parse_size(size, TYPICAL_BYTES)
+    for stage, size in (("compress", recipe.compress.size), ("finish", recipe.finish.size or "100%")):
+        try:
+            parse_size(size, TYPICAL_BYTES)
+        except InputError as error:
+            raise InputError(f"{stage}.{error}") from error
     if recipe.baseline.name != "none":
         raise InputError(
             f"baseline.name={recipe.baseline.name} makes a dense model, which cannot be aligned or adapted; "

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 from quasitile.align.cutoffs import CutOffs
 from quasitile.codec.matrix import decode_matrix, encode_matrix
 from quasitile.codec.tiling import TILINGS
-from quasitile.runtime import TiledEmbedding, TiledHead, TiledLinear, TiledMatrix, held_weights
+from quasitile.runtime import TiledEmbedding, TiledHead, TiledLinear, TiledMatrix, gathered_gradients, held_weights
 
 CLOSE = TOLERANCE[torch.float32]
 
@@ -126,6 +126,22 @@ def test_a_held_weight_is_computed_once(matrix, mode):
         after = matrix.weight()
         assert torch.equal(held, before)
         assert not torch.equal(after, before)
+
+
+def test_passes_with_a_backward_each_give_the_gradient_of_all(matrix):
+    matrix.make_trainable()
+    layer, inputs = TiledLinear(matrix), torch.randn(3, 5, matrix.shape[1])
+    values = [values for block in matrix.rank_blocks() for values in block.coefficients()]
+    wanted = torch.autograd.grad(sum(layer(x).square().sum() for x in inputs), values)
+    with gathered_gradients(layer) as hand_on:
+        for number, x in enumerate(inputs):
+            layer(x).square().sum().backward()
+            assert all(each.grad is None for each in values) is (number < 2)
+            if number == 1:
+                hand_on()
+        hand_on()
+    for each, grad in zip(values, wanted, strict=True):
+        assert_close(each.grad, grad, **CLOSE)
 
 
 def test_a_tile_of_the_weight_is_a_block(matrix):

@@ -325,7 +325,7 @@ def cost(run: Run) -> dict[str, Any]:
     if run.has("adapt"):
         last = FOLDERS["finish" if run.has("finish") else "adapt"]
         commands += [
-            f"quasitile chat RUN/{last:13} # ask the model",
+            f"quasitile chat RUN/{last}       # ask the model",
             f"quasitile export RUN/{last} OUT # an ordinary checkpoint",
         ]
     return {

@@ -2,14 +2,13 @@
 
 from quasitile.runtime.device import device_of
 from quasitile.runtime.execution import Execution, execution, resident_bytes, set_execution
+from quasitile.runtime.held import gathered_gradients, held_weights
 from quasitile.runtime.layers import Place, compressible_layers
 from quasitile.runtime.linear import (
     TiledEmbedding,
     TiledHead,
     TiledLinear,
     TiledMatrix,
-    gathered_gradients,
-    held_weights,
     tiled_matrices,
 )
 from quasitile.runtime.load import (

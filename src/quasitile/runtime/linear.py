@@ -8,8 +8,8 @@ forward pass, rounding straight through, so that what is trained is what will be
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -375,42 +375,3 @@ def tiled_matrices(model: nn.Module) -> dict[str, TiledMatrix]:
         for name, module in model.named_modules()
         if isinstance(module, TiledMatrix)
     }
-
-
-@contextmanager
-def gathered_gradients(model: nn.Module) -> Iterator[Callable[[], None]]:
-    """Compute every trainable weight once for several passes inside, each with a backward pass of its own.
-
-    Their gradients gather at the weights; what is yielded hands them on to the coefficients, as often as it is called. So
-    only one pass' activations are in memory at a time, and no pass computes the weights again.
-    """
-    matrices, pairs = tiled_matrices(model).values(), []
-    for matrix in matrices:
-        matrix.hold(True)
-        pairs += matrix.detach_held()
-
-    def hand_on() -> None:
-        found = [(weight, leaf) for weight, leaf in pairs if leaf.grad is not None]
-        if found:
-            torch.autograd.backward(*zip(*[(weight, leaf.grad) for weight, leaf in found], strict=True), retain_graph=True)
-        for _, leaf in found:
-            leaf.grad = None
-
-    try:
-        yield hand_on
-    finally:
-        for matrix in matrices:
-            matrix.hold(False)
-
-
-@contextmanager
-def held_weights(model: nn.Module) -> Iterator[None]:
-    """Compute every trainable weight once for all forward passes inside, which share one backward pass or have none."""
-    matrices = tiled_matrices(model).values()
-    for matrix in matrices:
-        matrix.hold(True)
-    try:
-        yield
-    finally:
-        for matrix in matrices:
-            matrix.hold(False)
