@@ -10,14 +10,16 @@ import torch
 from tests.conftest import join_two_processes, plainly_compressed, read_paper
 
 from quasitile import AdaptSettings, CompressSettings, InputError, adapt, compress, load_model
+from quasitile.adapt import train
 from quasitile.adapt.curriculum import ORDERS, Lesson, read_lessons, rounds, spread
 from quasitile.adapt.draw import draw_back
 from quasitile.adapt.examples import IGNORED, answer_tokens, padded
-from quasitile.adapt.reader import PASS_TOKENS, open_reader, prepare
+from quasitile.adapt.reader import PASS_TOKENS, open_reader, prepare, without_shards
 from quasitile.adapt.select import SELECTIONS, gradient_powers, rank_blocks, usage
 from quasitile.adapt.teach import gradients, replayed_passes, taught_passes, teach
 from quasitile.adapt.train import Course, costs_too_much
 from quasitile.align.losses import language_model_nats, logit_kl
+from quasitile.align.sharding import local
 from quasitile.checkpoint import stored_bytes
 from quasitile.compress.windows import QUESTIONS, taught
 from quasitile.folders import read_jsonl
@@ -396,9 +398,21 @@ ALIKE = {
 }
 
 
-def read_in_process(rank, compressed, reading, text_file, model_folder, out):
+def counting(file):
+    """`without_shards`, and into a file how many numbers the optimiser keeps in this process."""
+
+    def counted(reader, *args):
+        kept = [values for state in reader.optimizer.state.values() for key, values in state.items() if key != "step"]
+        file.write_text(str(sum(local(values).numel() for values in kept)))
+        return without_shards(reader, *args)
+
+    return counted
+
+
+def read_in_process(rank, compressed, reading, text_file, model_folder, out, changes):
     join_two_processes(rank)
-    chosen = settings(**ALIKE)
+    train.without_shards = counting(out.with_name(f"{out.name}-{rank}"))
+    chosen = settings(**ALIKE, **changes)
     summary = adapt(compressed, reading, out, teacher=model_folder, text=text_file, settings=chosen)
     assert bool(summary) is (rank == 0)
     torch.distributed.destroy_process_group()
@@ -407,7 +421,9 @@ def read_in_process(rank, compressed, reading, text_file, model_folder, out):
 @pytest.fixture(scope="module")
 def read_whole(compressed, reading, text_file, model_folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("whole") / "out"
-    return out, adapt(compressed, reading, out, teacher=model_folder, text=text_file, settings=settings(**ALIKE))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "without_shards", counting(out.with_name("kept")))
+        return out, adapt(compressed, reading, out, teacher=model_folder, text=text_file, settings=settings(**ALIKE))
 
 
 def assert_read_alike(folder, read_whole):
@@ -422,11 +438,37 @@ def assert_read_alike(folder, read_whole):
         assert summary[name] == pytest.approx(read_whole[1][name], rel=5e-3), name
 
 
-def test_two_processes_read_as_one_does(compressed, reading, text_file, model_folder, tmp_path, monkeypatch, read_whole):
+@pytest.fixture
+def in_two_processes(compressed, reading, text_file, model_folder, tmp_path, monkeypatch, read_whole):
+    """Checks that two processes read as one does, and returns the share of its numbers that the optimiser of each keeps."""
     monkeypatch.setenv("MASTER_PORT", str(20_000 + os.getpid() % 20_000))
-    arguments = (compressed, reading, text_file, model_folder, tmp_path / "two")
-    torch.multiprocessing.start_processes(read_in_process, arguments, nprocs=2, start_method="fork")
-    assert_read_alike(tmp_path / "two", read_whole)
+
+    def check(**changes):
+        out = tmp_path / "two"
+        arguments = (compressed, reading, text_file, model_folder, out, changes)
+        torch.multiprocessing.start_processes(read_in_process, arguments, nprocs=2, start_method="fork")
+        assert_read_alike(out, read_whole)
+        kept = [int(out.with_name(name).read_text()) for name in (f"{out.name}-0", f"{out.name}-1")]
+        return [number / int(read_whole[0].with_name("kept").read_text()) for number in kept]
+
+    return check
+
+
+def test_two_processes_read_as_one_does(in_two_processes):
+    assert in_two_processes() == [1, 1]
+
+
+@pytest.mark.parametrize("changes", [{}, {"gradient_accumulation": 2, "checkpointing": True}], ids=str)
+def test_two_processes_with_a_part_of_the_model_each_read_as_one_does(in_two_processes, changes):
+    shares = in_two_processes(shard=True, **changes)
+    assert sum(shares) == pytest.approx(1)  # every number is kept once
+    assert max(shares) < 0.55
+
+
+def test_shards_need_several_processes(compressed, reading, text_file, tmp_path):
+    with pytest.raises(InputError, match=r"adapt\.shard .* launch several"):
+        adapt(compressed, reading, tmp_path / "out", text=text_file, settings=settings(shard=True))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("changes", [{"gradient_accumulation": 2}, {"checkpointing": True}], ids=str)

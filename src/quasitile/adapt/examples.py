@@ -56,6 +56,11 @@ def padded(rows: list[Row], pad: int, limit: int) -> tuple[Tensor, Tensor, Tenso
     return tokens, mask, labels
 
 
+def unlabelled(row: Row) -> Row:
+    """A row that nothing is learned of."""
+    return row[0], [IGNORED] * len(row[1])
+
+
 def num_wanted(labels: list[int]) -> int:
     """Labelled tokens of a row that have a token before them."""
     return sum(label != IGNORED for label in labels[1:])

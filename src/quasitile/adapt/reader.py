@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from quasitile.adapt.select import SELECTIONS, gradient_power, gradient_powers, 
 from quasitile.adapt.settings import AdaptSettings
 from quasitile.align.losses import language_model_nats
 from quasitile.align.processes import Processes
+from quasitile.align.sharding import Shards, local
 from quasitile.align.steps import enable_checkpointing, expected_nats, half_precision, held_out_nats
 from quasitile.compress.text import read_texts, token_windows
 from quasitile.errors import InputError
@@ -44,6 +46,7 @@ class Reader:
     rng: random.Random
     processes: Processes
     chosen: list[RankBlock] | None = None  # that learn from the section; nothing while they are still to be chosen
+    shards: Shards | None = None  # of the model; the teacher has some then, too
 
     @property
     def device(self) -> torch.device:
@@ -64,16 +67,21 @@ class Reader:
         rows = [answer_tokens(self.tokenizer, record, self.settings.trace) for record in records]
         return [(tokens[: self.limit], labels[: self.limit]) for tokens, labels in rows]
 
-    def like_lengths(self, rows: list[Row]) -> list[list[int]]:
-        """Indices of rows in batches of like length."""
-        pass_tokens = PASS_TOKENS["cpu" if self.device.type == "cpu" else "gpu"]
-        return like_lengths([len(tokens) for tokens, _ in rows], pass_tokens)
+    def parts(self, indices: list[int]) -> list[list[int]]:
+        """What a step computes one after another, of all processes together."""
+        num = self.settings.gradient_accumulation
+        return [indices[part::num] for part in range(min(num, len(indices)))]
 
-    def expect(self, records: list[Record], rows: list[Row]) -> tuple[list[Expected], int]:
-        """What the model expects of questions with their answers, in one batch; and the number of their tokens."""
+    def like_lengths(self, rows: list[Row], num_processes: int = 1) -> list[list[int]]:
+        """Indices of rows in batches of like length, each for so many processes to share."""
+        pass_tokens = PASS_TOKENS["cpu" if self.device.type == "cpu" else "gpu"]
+        return like_lengths([len(tokens) for tokens, _ in rows], num_processes * pass_tokens)
+
+    def expect(self, records: list[Record], rows: list[Row]) -> list[Expected]:
+        """What the model expects of questions with their answers, in one batch."""
         tokens, mask, labels = padded(rows, pad_of(self.tokenizer), self.limit)
         logits = self.model(tokens, attention_mask=mask, use_cache=False).logits
-        return list(map(Expected, records, logits.unbind(), labels.unbind())), int(mask.sum())
+        return list(map(Expected, records, logits.unbind(), labels.unbind()))
 
     def text(self, lesson: Lesson, limit: int) -> Tensor:
         """A random stretch of a section's text, (1, at most `limit`) token ids."""
@@ -87,7 +95,7 @@ class Reader:
         rows, total = self.rows(records), 0.0
         num_tokens = sum(num_wanted(labels) for _, labels in rows)
         for chosen in self.like_lengths(rows):
-            answers, _ = self.expect([records[index] for index in chosen], [rows[index] for index in chosen])
+            answers = self.expect([records[index] for index in chosen], [rows[index] for index in chosen])
             total += float(answer_loss(answers, num_tokens))
         return total
 
@@ -133,7 +141,8 @@ class Reader:
             found = gradient_powers(self.model, loss)
         else:
             return [1.0] * len(self.blocks)
-        return [found[block] for block in self.blocks]
+        powers = [found[block] for block in self.blocks]
+        return self.over_shards(powers) if self.settings.select == "gradient" else powers
 
     def choose(self, lesson: Lesson) -> None:
         """Select the blocks that will learn from a section, and freeze the others.
@@ -152,7 +161,18 @@ class Reader:
 
     def choose_by_gradient(self) -> None:
         """Select the blocks by the gradients that they have now, and freeze the others."""
-        self.take([gradient_power(block) for block in self.blocks])
+        self.take(self.over_shards([gradient_power(block) for block in self.blocks]))
+
+    def over_shards(self, powers: list[float]) -> list[float]:
+        """Of each block, the sum of what the processes have of it, where they have shards."""
+        if self.shards is None:
+            return powers
+        return self.processes.sum(torch.tensor(powers, device=self.device)).tolist()
+
+    def add_gradients(self) -> None:
+        """Let every process have the sum of gradients; in shards it has, and every process its part."""
+        if self.shards is None:
+            self.processes.add_gradients(self.learning())
 
     def take(self, here: list[float]) -> None:
         """Select blocks by what each counts for a section."""
@@ -164,14 +184,12 @@ class Reader:
         """These blocks learn, the others are frozen and lose the gradients that they have."""
         kept = set(chosen)
         for block in self.blocks:
+            learns = {id(values) for values in learning_parts(block, self.settings.trains) if block in kept}
             for values in block.coefficients():
-                values.requires_grad_(False)
-            if block not in kept:
-                for values in block.coefficients():
+                if id(values) not in learns:
                     values.grad = None
-                continue
-            for values in learning_parts(block, self.settings.trains):
-                values.requires_grad_(True)
+                if self.shards is None:  # whose parameters are frozen before they are shared out, or never
+                    values.requires_grad_(id(values) in learns)
 
     def learning(self) -> list[nn.Parameter]:
         """What learns now, in a fixed order."""
@@ -179,7 +197,7 @@ class Reader:
 
     def snapshot(self) -> list[list[Tensor]]:
         """All coefficients as they are."""
-        return [[values.detach().clone() for values in block.coefficients()] for block in self.blocks]
+        return [[local(values.detach()).clone() for values in block.coefficients()] for block in self.blocks]
 
     @torch.no_grad()
     def restore(self, saved: list[list[Tensor]], share: float = 0.0) -> None:
@@ -192,7 +210,7 @@ class Reader:
         """
         for block, before in zip(self.blocks, saved, strict=True):
             for values, old in zip(block.coefficients(), before, strict=True):
-                values.copy_(torch.lerp(old, values, share))
+                local(values).copy_(torch.lerp(old, local(values), share))
         if not share:
             self.optimizer.state.clear()
 
@@ -206,20 +224,60 @@ def open_reader(model: str | Path, teacher: str | Path | None, text: str | Path,
     if settings.guidance_weight and teacher is None:
         raise InputError("adapt.guidance_weight needs the original model; give --teacher, or leave guidance out")
     device = device_of(settings.device)
+    processes = Processes(0, 1, device)
+    if settings.shard:
+        processes.check_shards("adapt")
     student, tokenizer = load_trainable(model, device)
-    original = load_model(teacher, device=device)[0] if teacher is not None else None
+    original = open_original(teacher, device)
     windows = token_windows(tokenizer, read_texts(text), settings.replay_tokens, 10**9, settings.seed, from_end=True)
-    if len(windows) <= settings.gate_windows:
+    gate = processes.num * math.ceil(settings.gate_windows / processes.num)  # every process as many
+    if len(windows) <= gate:
         raise InputError(
-            f"{text} gives {len(windows)} windows of {settings.replay_tokens} tokens, the gate alone needs "
-            f"{settings.gate_windows}; give more text"
+            f"{text} gives {len(windows)} windows of {settings.replay_tokens} tokens, the gate alone needs {gate}; "
+            "give more text"
         )
-    held_out = max(settings.gate_windows, min(settings.judged_windows, len(windows) // 2))
-    watched, judged, replay = windows[: settings.gate_windows], windows[:held_out], windows[held_out:]
+    judged = min(settings.judged_windows, len(windows) // 2)
+    held_out = max(gate, judged - judged % processes.num)
+    watched, judged, replay = windows[:gate], windows[:held_out], windows[held_out:]
     placeholder = torch.optim.SGD([torch.zeros(1)], lr=1.0)
     rng = random.Random(settings.seed)
-    processes = Processes(0, settings.gradient_accumulation, device)
     return Reader(student, tokenizer, original, replay, watched, judged, settings, [], [], placeholder, rng, processes)
+
+
+def open_original(teacher: str | Path | None, device: torch.device) -> Any:
+    """The original, frozen; nothing where none is given."""
+    return load_model(teacher, device=device)[0].requires_grad_(False) if teacher is not None else None
+
+
+def make_trainable(model: nn.Module, settings: AdaptSettings) -> None:
+    """Put every matrix into its trainable state; nothing else learns."""
+    model.requires_grad_(False)
+    generator = torch.Generator().manual_seed(settings.seed)
+    for matrix in tiled_matrices(model).values():
+        matrix.make_trainable(generator, settings.jitter)
+
+
+def without_shards(reader: Reader, model: str | Path, teacher: str | Path | None) -> Reader | None:
+    """The reader with whole models; all processes must call this.
+
+    Args:
+        reader: As it has read.
+        model: The folder that its model came from.
+        teacher: The original's.
+
+    Returns:
+        The reader itself where it has no shards; otherwise one for the first process alone, and nothing for the others.
+    """
+    if reader.shards is None:
+        return reader
+    if not reader.processes.first:
+        reader.shards.collect(None)
+        return None
+    student, _ = load_trainable(model, reader.device)
+    make_trainable(student, reader.settings)
+    reader.shards.collect(student)
+    alone = Processes(0, 1, reader.device, alone=True)
+    return replace(reader, model=student, teacher=open_original(teacher, reader.device), processes=alone, shards=None)
 
 
 def prepare(reader: Reader) -> None:
@@ -228,16 +286,17 @@ def prepare(reader: Reader) -> None:
     Raises:
         InputError: No block has what is to learn.
     """
-    for parameter in reader.model.parameters():
-        parameter.requires_grad_(False)
-    settings, generator = reader.settings, torch.Generator().manual_seed(reader.settings.seed)
-    for matrix in tiled_matrices(reader.model).values():
-        matrix.make_trainable(generator, settings.jitter)
+    settings = reader.settings
+    make_trainable(reader.model, settings)
     reader.blocks = [block for block in rank_blocks(reader.model) if learning_parts(block, settings.trains)]
     if settings.checkpointing:
         enable_checkpointing(reader.model)
     if not reader.blocks:
         raise InputError(f"adapt.trains={settings.trains}: no block of this model has any; leave it at all")
+    if settings.shard:
+        reader.shards = Shards(reader.model, reader.processes.num)
+        if reader.teacher is not None:
+            Shards(reader.teacher, reader.processes.num)
     reader.background = reader.weigh_background()
     parameters = [values for block in reader.blocks for values in learning_parts(block, settings.trains)]
     reader.optimizer = torch.optim.AdamW(

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quasitile.align.sharding import local
 from quasitile.runtime import TiledMatrix, coded_parameters
 from quasitile.runtime.linear import RankBlock
 
@@ -94,9 +95,12 @@ def gradient_powers(model: Any, loss: Callable[[], Tensor]) -> dict[RankBlock, f
 
 
 def gradient_power(block: RankBlock) -> float:
-    """Mean square of the gradient that a block's coefficients have now; 0 where they have none."""
+    """Mean square of the gradient that a block's coefficients have now; 0 where they have none.
+
+    In shards: this process' part of it, the sum over its rows divided by all numbers of the block.
+    """
     grads = [values.grad for values in block.coefficients() if values.grad is not None]
-    return float(sum(grad.square().sum() for grad in grads)) / max(1, sum(grad.numel() for grad in grads))
+    return float(sum(local(grad).square().sum() for grad in grads)) / max(1, sum(grad.numel() for grad in grads))
 
 
 def by_ratio(blocks: list[RankBlock], here: Usage, background: Usage, count: int, rng: random.Random) -> list[RankBlock]:

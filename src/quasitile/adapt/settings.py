@@ -8,10 +8,10 @@ from pydantic import Field
 
 from quasitile.adapt.curriculum import ORDERS
 from quasitile.adapt.select import PARTS, SELECTIONS
-from quasitile.settings import ComputeSettings
+from quasitile.settings import TrainSettings
 
 
-class AdaptSettings(ComputeSettings):
+class AdaptSettings(TrainSettings):
     """How sections are read."""
 
     order: Literal[*ORDERS] = "cyclic"  # type: ignore[valid-type]
@@ -54,8 +54,4 @@ class AdaptSettings(ComputeSettings):
     )
     guidance_tokens: int = Field(default=384, ge=2, description="of the section that the teacher sees")
     max_new_tokens: int = Field(default=24, ge=1)
-    gradient_accumulation: int = Field(default=1, ge=1, description="parts that a step's questions and replayed text come in")
-    checkpointing: bool = Field(default=False, description="compute activations again instead of keeping them")
-    precision: Literal["bf16", "float32"] = Field(default="bf16", description="of products; what learns is float32")
-    report_to: tuple[str, ...] = Field(default=(), description="Transformers' callbacks: tensorboard, trackio, wandb, mlflow")
     seed: int = 0

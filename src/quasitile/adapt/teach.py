@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from quasitile.adapt.curriculum import Lesson, Record
-from quasitile.adapt.examples import IGNORED, Expected, Row, answer_loss, num_wanted
+from quasitile.adapt.examples import IGNORED, Expected, Row, answer_loss, num_wanted, unlabelled
 from quasitile.adapt.reader import Reader, draw
 from quasitile.align.losses import language_model_nats, logit_kl
 from quasitile.align.steps import not_finite
-from quasitile.runtime import gathered_gradients
+from quasitile.runtime import gathered_gradients, inference_mode
 
 LOSSES: tuple[str, ...] = ("loss_nats", "text_nats", "replay_nats", "guidance_nats")
 Pass = tuple[dict[str, Tensor], int]  # its part of each loss of a step, and its tokens
@@ -86,11 +86,13 @@ def gradients(reader: Reader, taught: Iterator[Pass], replayed: Iterator[Pass]) 
     """
     sums = {name: torch.zeros((), device=reader.device) for name in (*LOSSES, "tokens")}
 
+    share = reader.processes.num if reader.shards is not None else 1  # gradients of shards are means over processes
+
     def learn(passes: Iterator[Pass]) -> None:
         for losses, num_tokens in passes:
             loss = weigh(reader, losses)
             if loss.requires_grad:
-                loss.backward()
+                (loss * share).backward()
             for name, value in losses.items():
                 sums[name] += value.detach()
             sums["tokens"] += num_tokens
@@ -100,14 +102,14 @@ def gradients(reader: Reader, taught: Iterator[Pass], replayed: Iterator[Pass]) 
         of_taught: list[tuple[Tensor, Tensor]] = []
         if reader.chosen is None:
             hand_on()
-            reader.processes.add_gradients(reader.learning())
+            reader.add_gradients()
             reader.choose_by_gradient()
             of_taught = [(values, values.grad) for values in reader.learning() if values.grad is not None]
             reader.optimizer.zero_grad(set_to_none=True)
         learn(replayed)
         hand_on()
         reader.let_learn(reader.chosen or [])  # the weights were computed while all blocks learned
-        reader.processes.add_gradients(reader.learning())
+        reader.add_gradients()
         for values, grad in of_taught:
             values.grad = grad if values.grad is None else values.grad + grad
     return {name: reader.processes.sum(value) for name, value in sums.items()}
@@ -122,37 +124,41 @@ def taught_passes(reader: Reader, records: list[Record], lesson: Lesson, text: T
     if settings.guidance_weight:
         places = [guided(reader, record, row, lesson) for record, row in zip(records, rows, strict=True)]
     num_guided = sum(map(len, places))
-    for part in processes.parts(list(range(len(records)))):
-        for chosen in reader.like_lengths([rows[index] for index in part]):
-            own = [part[index] for index in chosen]
+    for part in reader.parts(list(range(len(records)))):
+        for chosen in reader.like_lengths([rows[index] for index in part], processes.num):
+            batch = sorted((part[index] for index in chosen), key=lambda index: not places[index])
+            own, num = processes.share(batch)
+            asked = [rows[index] for index in own[:num]] + [unlabelled(rows[index]) for index in own[num:]]
             with reader.half_precision():
-                answers, num_tokens = reader.expect([records[index] for index in own], [rows[index] for index in own])
+                answers = reader.expect([records[index] for index in own], asked)
                 losses = {"loss_nats": answer_loss(answers, num_answers)}
-                if any(places[index] for index in own):
-                    found = guidance(reader, lesson, answers, [(rows[index][0], places[index]) for index in own])
+                if any(places[index] for index in batch):
+                    seen, num_seen = processes.share([index for index in batch if places[index]])
+                    targets = [guide(reader, lesson, rows[index][0]) for index in seen][:num_seen]
+                    found = guidance(answers, targets, [places[index] for index in seen])
                     losses["guidance_nats"] = found / num_guided
-            yield losses, num_tokens
-    if settings.text_weight and processes.first:
+            yield losses, sum(len(rows[index][0]) for index in own[:num])
+    together = reader.shards is not None
+    if settings.text_weight and (processes.first or together):
         with reader.half_precision():
             nats = language_model_nats(reader.model(text, use_cache=False).logits, text)
-        yield {"text_nats": nats}, text.numel()
+        yield {"text_nats": nats / processes.num if together else nats}, text.numel() if processes.first else 0
 
 
 def replayed_passes(reader: Reader, windows: Tensor) -> Iterator[Pass]:
     """General text that keeps the model close to the original, or is learned where that is not given; windows (B, T)."""
-    for part in reader.processes.parts(list(range(len(windows)))):
-        if not part:
-            continue
-        own = windows[part]
+    for part in reader.parts(list(range(len(windows)))):
+        rows, num = reader.processes.share(part)
+        own, num_kept = windows[rows], max(1, num)
         with reader.half_precision():
             logits = reader.model(own, use_cache=False).logits
             if reader.teacher is None:
-                nats = language_model_nats(logits, own)
+                nats = language_model_nats(logits[:num_kept], own[:num_kept])
             else:
-                with torch.inference_mode():
+                with inference_mode(reader.model):
                     target = reader.teacher(own, use_cache=False).logits
-                nats = logit_kl(logits, target)
-        yield {"replay_nats": nats * (len(own) / len(windows))}, own.numel()
+                nats = logit_kl(logits[:num_kept], target[:num_kept])
+        yield {"replay_nats": nats * (num / len(windows))}, own[:num].numel()
 
 
 def guided(reader: Reader, record: Record, row: Row, lesson: Lesson) -> list[int]:
@@ -163,29 +169,28 @@ def guided(reader: Reader, record: Record, row: Row, lesson: Lesson) -> list[int
     return [place - 1 for place, label in enumerate(row[1]) if label != IGNORED]  # the token before predicts it
 
 
-def guidance(reader: Reader, lesson: Lesson, answers: list[Expected], asked: list[tuple[list[int], list[int]]]) -> Tensor:
+def guide(reader: Reader, lesson: Lesson, ids: list[int]) -> Tensor:
+    """What the teacher expects of a question (T tokens) with as much of the section before it as it can see, (T, V)."""
+    context = context_of(reader.tokenizer, lesson, reader.settings.guidance_tokens)
+    seen = torch.tensor([*context[len(ids) - reader.limit :], *ids])[None]
+    with inference_mode(reader.model):
+        return reader.teacher(seen, use_cache=False).logits[0, -len(ids) :]
+
+
+def guidance(answers: list[Expected], targets: list[Tensor], places: list[list[int]]) -> Tensor:
     """KL between the student's answers from memory and those of the teacher, which has the section before it.
 
     Args:
-        reader: With a teacher.
-        lesson: The section.
-        answers: What the student expects.
-        asked: Token ids of each, and the places that count (see `guided`).
+        answers: What the student expects, those with a target first.
+        targets: What the teacher expects, (T, V) each.
+        places: That count in each.
 
     Returns:
         Nats, summed over places.
     """
-    context = context_of(reader.tokenizer, lesson, reader.settings.guidance_tokens)
-    ours, theirs = [], []
-    for answer, (ids, places) in zip(answers, asked, strict=True):
-        if not places:
-            continue
-        seen = torch.tensor([*context[len(ids) - reader.limit :], *ids])[None]
-        with torch.inference_mode():
-            target = reader.teacher(seen, use_cache=False).logits[0, -len(ids) :]
-        ours.append(answer.logits[places])
-        theirs.append(target[places])
-    return logit_kl(torch.cat(ours), torch.cat(theirs)) * sum(map(len, ours))
+    ours = [answer.logits[chosen] for answer, _, chosen in zip(answers, targets, places, strict=False)]
+    theirs = [target[chosen] for target, chosen in zip(targets, places, strict=False)]
+    return logit_kl(torch.cat(ours), torch.cat(theirs)) * sum(map(len, ours)) if ours else torch.zeros(())
 
 
 def context_of(tokenizer: Any, lesson: Lesson, limit: int) -> list[int]:

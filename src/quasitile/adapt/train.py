@@ -11,10 +11,11 @@ from torch import Tensor
 
 from quasitile.adapt.curriculum import ORDERS, Lesson, Record, Visit, read_lessons, rounds, spread
 from quasitile.adapt.draw import draw_back
-from quasitile.adapt.reader import Reader, draw, open_reader, prepare
+from quasitile.adapt.reader import Reader, draw, open_reader, prepare, without_shards
 from quasitile.adapt.settings import AdaptSettings
 from quasitile.adapt.teach import teach
 from quasitile.align.reporting import Reports
+from quasitile.align.sharding import local
 from quasitile.align.state import State
 from quasitile.align.steps import batch_kept
 from quasitile.checkpoint import stored_bytes
@@ -87,11 +88,14 @@ def adapt(
         learned_nats, kept = course.draw_back()
         taught = draw(list(course.taught.values()), MOST_RECALLED, reader.rng)
         learned = reader.answer_nats(taught)
-        factor = pack_within(reader.model, limit)
-        after, recalled = reader.expected_nats(), reader.answer_nats(taught)
-        if not reader.processes.first:
+        whole = without_shards(reader, model, teacher)
+        if whole is None:
             return {}
-        save_model(reader.model, reader.tokenizer, stage.path)
+        factor = pack_within(whole.model, limit)
+        after, recalled = whole.expected_nats(), whole.answer_nats(taught)
+        if not whole.processes.first:
+            return {}
+        save_model(whole.model, whole.tokenizer, stage.path)
         write_jsonl(stage.path / "answers.jsonl", course.answers)
         write_jsonl(stage.path / QUESTIONS, list(course.taught.values()))
         source = Path(model) / "summary.json"
@@ -261,7 +265,7 @@ class Course:
         """
         reader = self.reader
         learned = reader.expected_nats()
-        values = [values for block in reader.blocks for values in block.coefficients()]
+        values = [local(values.detach()) for block in reader.blocks for values in block.coefficients()]
         start = [values for block in self.start for values in block]
         share = draw_back(values, start, lambda: reader.expected_nats() - self.expected, reader.settings.forget_nats)
         return learned, share

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import tempfile
@@ -24,14 +25,15 @@ class Processes:
         batch_size: Windows a step, of all processes together; 0 where gradients are sums and shares may differ.
         num_parts: Parts that each process computes its share in.
         device: Of this process.
+        alone: Take no part in what was launched.
 
     Raises:
         InputError: The batch cannot be shared equally, which the mean over processes needs.
     """
 
-    def __init__(self, batch_size: int, num_parts: int, device: torch.device = CPU) -> None:
+    def __init__(self, batch_size: int, num_parts: int, device: torch.device = CPU, alone: bool = False) -> None:
         self.num, self.index, self._accelerator, self.num_parts = 1, 0, None, num_parts
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not alone:
             from accelerate import Accelerator
 
             self._accelerator = Accelerator(cpu=device.type == "cpu")
@@ -40,6 +42,17 @@ class Processes:
             raise InputError(
                 f"align.batch_size={batch_size} does not divide into {self.num} processes x {num_parts} parts; "
                 "change batch_size or gradient_accumulation"
+            )
+
+    def check_shards(self, stage: str) -> None:
+        """Refuse to shard with nobody to share with.
+
+        Raises:
+            InputError: There is one process.
+        """
+        if self.num == 1:
+            raise InputError(
+                f"{stage}.shard shares the model among processes, and there is one; launch several, or leave it out"
             )
 
     @property
@@ -51,6 +64,14 @@ class Processes:
         """This process' rows of a batch, part by part."""
         own = rows[self.index :: self.num]
         return [own[part :: self.num_parts] for part in range(self.num_parts)]
+
+    def share(self, rows: list[int]) -> tuple[list[int], int]:
+        """This process' share of some rows, and how many of them count.
+
+        Every process gets as many, since shards compute only together: those that count come first, and one may be there again.
+        """
+        own = rows[self.index :: self.num]
+        return own + rows[:1] * (math.ceil(len(rows) / self.num) - len(own)), len(own)
 
     def average_gradients(self, optimizer: torch.optim.Optimizer) -> None:
         """Replace every gradient by its mean over the processes."""

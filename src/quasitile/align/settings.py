@@ -7,10 +7,10 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from quasitile.align.losses import DIVERGENCES, READINGS
-from quasitile.settings import ComputeSettings
+from quasitile.settings import ComputeSettings, TrainSettings
 
 
-class AlignSettings(ComputeSettings):
+class AlignSettings(TrainSettings):
     """How the compressed model is aligned."""
 
     num_steps: int = Field(default=320, ge=0)
@@ -41,14 +41,7 @@ class AlignSettings(ComputeSettings):
     cut_off_learning_rate: float = Field(default=0.3, ge=0, description="frequencies a step of Adam")
     layer_steps: int = Field(default=0, ge=0, description="steps a decoder layer by itself, before all of them together")
     held_out_windows: int = Field(default=16, ge=1, description="windows of the text never trained on, for the curve")
-    gradient_accumulation: int = Field(default=1, ge=1, description="parts that a batch is computed in")
-    checkpointing: bool = Field(default=False, description="compute activations again instead of keeping them")
-    shard: bool = Field(
-        default=False, description="with several processes, each keeps its part of parameters, gradients and states (FSDP2)"
-    )
-    precision: Literal["bf16", "float32"] = Field(default="bf16", description="of products; what is trained is float32")
     save_every: int = Field(default=200, ge=0, description="steps between states that a stopped run goes on from; 0 for none")
-    report_to: tuple[str, ...] = Field(default=(), description="Transformers' callbacks: tensorboard, trackio, wandb, mlflow")
     seed: int = 0
 
     @model_validator(mode="after")

@@ -40,14 +40,15 @@ class Shards:
         mesh = init_device_mesh(device.type, (num,))
         empty = {parameter for parameter in model.parameters() if not parameter.numel()}  # nothing to share out
         _, layers = find_stack(model)
-        for module in (*layers, model):
-            fully_shard(module, mesh=mesh, ignored_params=empty)
+        for module in (*layers, model):  # none is kept whole after a forward pass, which may have no backward pass
+            fully_shard(module, mesh=mesh, reshard_after_forward=True, ignored_params=empty)
         self.model, self.units = model, [*layers, model]
         self._unit_of: dict[TiledMatrix, nn.Module] = {}
         for unit in self.units:
             for module in unit.modules():
                 if isinstance(module, TiledMatrix):
                     self._unit_of.setdefault(module, unit)
+                    module.in_shards = True
 
     @contextmanager
     def whole(self, matrix: TiledMatrix) -> Iterator[None]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from quasitile.align.losses import language_model_nats
 from quasitile.errors import InputError
 from quasitile.folders import write_json
+from quasitile.runtime import inference_mode
 
 
 class NotFinite(InputError):
@@ -63,14 +64,13 @@ def enable_checkpointing(model: Any) -> None:
     (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
-@torch.inference_mode()
 def held_out_nats(model: Any, windows: Tensor) -> float:
     """Nats a token of next-token prediction."""
-    total = [language_model_nats(model(batch, use_cache=False).logits, batch) * len(batch) for batch in windows.split(16)]
+    with inference_mode(model):
+        total = [language_model_nats(model(batch, use_cache=False).logits, batch) * len(batch) for batch in windows.split(16)]
     return float(torch.stack(total).sum()) / len(windows)
 
 
-@torch.inference_mode()
 def expected_nats(model: Any, teacher: Any, windows: Tensor) -> float:
     """Nats a token of next-token prediction, expected over the teacher's predictions instead of the tokens that came.
 
@@ -80,8 +80,9 @@ def expected_nats(model: Any, teacher: Any, windows: Tensor) -> float:
         windows: (B, T) token ids.
     """
     total = 0.0
-    for batch in windows.split(16):
-        target = teacher(batch, use_cache=False).logits[:, :-1].float().softmax(-1)
-        logits = model(batch, use_cache=False).logits[:, :-1].float()
-        total -= float((target * logits.log_softmax(-1)).sum(-1).mean()) * len(batch)
+    with inference_mode(model):
+        for batch in windows.split(16):
+            target = teacher(batch, use_cache=False).logits[:, :-1].float().softmax(-1)
+            logits = model(batch, use_cache=False).logits[:, :-1].float()
+            total -= float((target * logits.log_softmax(-1)).sum(-1).mean()) * len(batch)
     return total / len(windows)

@@ -62,8 +62,8 @@ def align(
     original = open_teacher(teacher, tokenizer, text, settings.num_tokens, settings.seed, settings.precision == "bf16", device)
     check(student, original, settings, model, teacher, text)
     processes = Processes(settings.batch_size, settings.gradient_accumulation, device)
-    if settings.shard and processes.num == 1:
-        raise InputError("align.shard shares the model among processes, and there is one; launch several, or leave it out")
+    if settings.shard:
+        processes.check_shards("align")
     inputs = {"model": model, "teacher": teacher, "text": text}
     with batch_kept(out), processes.folder(out) as place:
         resume = settings.save_every > 0 and processes.num == 1

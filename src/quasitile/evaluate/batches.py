@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quasitile.runtime import held_weights
+from quasitile.runtime import held_weights, inference_mode
 
 
 @contextmanager
@@ -21,7 +21,7 @@ def inference(model: Any) -> Iterator[torch.device]:
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode(), held_weights(model):
+        with inference_mode(model), held_weights(model):
             yield next(model.parameters()).device
     finally:
         model.train(was_training)

@@ -2,7 +2,7 @@
 
 from quasitile.runtime.device import device_of
 from quasitile.runtime.execution import Execution, execution, resident_bytes, set_execution
-from quasitile.runtime.held import gathered_gradients, held_weights
+from quasitile.runtime.held import gathered_gradients, held_weights, inference_mode
 from quasitile.runtime.layers import Place, compressible_layers
 from quasitile.runtime.linear import (
     TiledEmbedding,
@@ -45,6 +45,7 @@ __all__ = [
     "finish_folder",
     "gathered_gradients",
     "held_weights",
+    "inference_mode",
     "is_compressed",
     "is_compressed_config",
     "load_config",

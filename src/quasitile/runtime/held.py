@@ -24,6 +24,12 @@ def held_weights(model: nn.Module) -> Iterator[None]:
             matrix.hold(False)
 
 
+def inference_mode(model: nn.Module) -> torch.no_grad | torch.inference_mode:
+    """The mode for passes without gradients; in shards not PyTorch's own, since passes with gradients use the same buffers."""
+    in_shards = any(matrix.in_shards for matrix in tiled_matrices(model).values())
+    return torch.no_grad() if in_shards else torch.inference_mode()
+
+
 @contextmanager
 def gathered_gradients(model: nn.Module) -> Iterator[Callable[[], None]]:
     """Compute every trainable weight once for several passes inside, each with a backward pass of its own.

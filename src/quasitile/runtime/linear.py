@@ -68,6 +68,7 @@ class TiledMatrix(nn.Module):
         self.factored: Factored | None = None
         self.lazy: Lazy | None = None
         self._opened: StoredMatrix | None = None
+        self.in_shards = False  # the blocks are whole only while their layer computes, so a weight is never kept
         self.loading = False  # until its bytes have been read, the weight has a shape and no values
 
     @classmethod
@@ -271,7 +272,7 @@ class TiledMatrix(nn.Module):
             return self.dense
         if self._held is not None:
             return self._held
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or self.in_shards:
             self._cached = None  # fused optimisers change values in place without saying so
             return self._assembled(self._skeleton.tiling)
         versions = sum(block.version for block in self.rank_blocks())
@@ -280,8 +281,9 @@ class TiledMatrix(nn.Module):
         return self._cached[1]
 
     def hold(self, holding: bool) -> None:
-        """Compute the weight of a trainable matrix once for several forward passes, or stop doing so."""
+        """Compute the weight of a trainable matrix once for several forward passes, or stop doing so; not in shards."""
         self._cached = None  # see `weight`
+        holding &= not self.in_shards
         self._held = self._assembled(self._skeleton.tiling) if holding and self._skeleton is not None else None
 
     def detach_held(self) -> list[tuple[Tensor, Tensor]]:
