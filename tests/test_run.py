@@ -13,7 +13,7 @@ import yaml
 import quasitile
 from quasitile import InputError, load_model, load_recipe, run
 from quasitile.checkpoint import stored_bytes
-from quasitile.run import hint_at_finish, ready_to_learn, stage_calls
+from quasitile.run import grows, hint_at_finish, ready_to_learn, stage_calls
 
 PAPER = """# {title}
 
@@ -169,6 +169,27 @@ def test_what_has_read_is_compressed_further(finished, recipe_file, tmp_path):
 def test_a_size_to_finish_at_that_is_none_is_refused_before_anything_is_made(recipe_file, tmp_path):
     with pytest.raises(InputError, match=r"^finish\.size='small' is not a size"):
         run(recipe_file, tmp_path / "run", overrides=["finish.size=small"])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "refused"),
+    [
+        ("25%", "30%", True),
+        ("4MB", "5000KB", True),
+        ("1M", "2M", True),
+        ("25%", "25%", False),
+        ("25%", "90MB", False),
+        ("4MB", "1M", False),
+    ],
+)
+def test_a_model_that_has_read_is_not_made_larger(before, after, refused):
+    assert grows(before, after) is refused
+
+
+def test_a_size_to_finish_at_above_the_one_before_is_refused_before_anything_is_made(recipe_file, tmp_path):
+    with pytest.raises(InputError, match=r"^finish\.size=70% is above compress\.size=60%"):
+        run(recipe_file, tmp_path / "run", overrides=["finish.size=70%"])
     assert not (tmp_path / "run").exists()
 
 

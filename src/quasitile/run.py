@@ -101,17 +101,32 @@ def hint_at_finish(recipe: Recipe) -> None:
         say(f"  reading teaches little at compress.size={size}; better read at 25% (docs/learning.md): finish.size={size}")
 
 
+def grows(compress: str, finish: str) -> bool:
+    """Whether the second of two sizes is above the first; unknown, hence no, where only one of them is a share."""
+    if compress.strip().endswith("%") != finish.strip().endswith("%"):
+        return False
+    before, after = parse_size(compress, TYPICAL_BYTES), parse_size(finish, TYPICAL_BYTES)
+    pairs = (before.num_bytes, after.num_bytes), (before.num_parameters, after.num_parameters)
+    return any(first is not None and second is not None and second > first for first, second in pairs)
+
+
 def check_inputs(recipe: Recipe) -> tuple[str, str]:
     """Resolve the model and the papers before anything is made.
 
     Raises:
-        InputError: The papers are missing, a size is none, or the recipe is a baseline's.
+        InputError: The papers are missing, a size is none or above the one before, or the recipe is a baseline's.
     """
-    for stage, size in (("compress", recipe.compress.size), ("finish", recipe.finish.size or "100%")):
+    sizes = {"compress": recipe.compress.size, "finish": recipe.finish.size or recipe.compress.size}
+    for stage, size in sizes.items():
         try:
             parse_size(size, TYPICAL_BYTES)
         except InputError as error:
             raise InputError(f"{stage}.{error}") from error
+    if grows(**sizes):
+        raise InputError(
+            f"finish.size={sizes['finish']} is above compress.size={sizes['compress']}, and what was lost does not come back; "
+            "leave finish out, or lower it"
+        )
     if recipe.baseline.name != "none":
         raise InputError(
             f"baseline.name={recipe.baseline.name} makes a dense model, which cannot be aligned or adapted; "
