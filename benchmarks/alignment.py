@@ -33,6 +33,8 @@ LOSSES: dict[str, dict[str, Any]] = {
     "+ KL, as Gaussians": {"hidden_weight": 0.05, "reading": "gaussian"},
     "KL of hidden states alone (Eq. 5)": {"logit_weight": 0, "hidden_weight": 1},
     "+ next token": {"hidden_weight": 0, "language_model_weight": 0.3},
+    "KL at temperature 2": {"hidden_weight": 0, "temperature": 2.0},
+    "KL at temperature 1.4": {"hidden_weight": 0, "temperature": 1.4},
     "next token alone": {"logit_weight": 0, "hidden_weight": 0, "language_model_weight": 1},
 }
 
