@@ -28,9 +28,8 @@ from quasitile.recipe import resolve
 
 SECTIONS = "section by section"
 ORIGINAL = "embedded:base"
-RIVALS: dict[
-    str, tuple[bool, dict[str, object]]
-] = {  # whether the compressed model or the original learns, and settings of `tune`
+# Whether the compressed model or the original learns, and settings of `tune`.
+RIVALS: dict[str, tuple[bool, dict[str, object]]] = {
     "LoRA": (True, {}),
     "LoRA, group_by_length": (True, {"group_by_length": True}),
     "LoRA on the original": (False, {}),
