@@ -126,6 +126,7 @@ def taught_passes(reader: Reader, records: list[Record], lesson: Lesson, text: T
     num_guided = sum(map(len, places))
     for part in reader.parts(list(range(len(records)))):
         for chosen in reader.like_lengths([rows[index] for index in part], processes.num):
+            # Those that the teacher guides come first, so that processes have as many, and the first answers are theirs.
             batch = sorted((part[index] for index in chosen), key=lambda index: not places[index])
             own, num = processes.share(batch)
             asked = [rows[index] for index in own[:num]] + [unlabelled(rows[index]) for index in own[num:]]
