@@ -24,6 +24,7 @@ def join_two_processes(rank):
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
     os.environ["ACCELERATE_USE_CPU"] = "true"
     AcceleratorState._reset_state(reset_partial_state=True)  # of tests before, which the fork brought along
+    torch.set_num_threads(1)  # makes the pool that the fork lost: threads that find none would all make it, and one fail
 
 
 # Where two ways to compute the same thing may differ, and by how much.
