@@ -22,9 +22,10 @@ from quasitile.align.losses import (
     mean_hidden_kl,
     normal_density,
 )
+from quasitile.align.optimizer import make_trainable, optimizer_of
 from quasitile.align.processes import Processes
 from quasitile.align.teacher import LiveTeacher
-from quasitile.align.train import Run, make_trainable, optimizer_of
+from quasitile.align.train import Run
 from quasitile.checkpoint import stored_bytes
 from quasitile.compress import CompressSettings
 from quasitile.runtime import tiled_matrices

@@ -257,10 +257,17 @@ def test_a_layer_run_by_itself_gives_what_it_gives_in_the_model(model_folder):
 
 
 def test_layers_train_one_by_one_and_are_stored_within_their_bytes(compressed, recording):
+    kept, factors = Recording(recording), {}
+    for priced in (False, True):
+        factors[priced] = train_first_layer(compressed, kept, priced)
+    assert 1 <= factors[True] < factors[False]  # the price left less to be made coarser
+
+
+def train_first_layer(compressed, kept, priced):
+    """By itself; by how much its rounding steps grew."""
     student, _ = load_trainable(compressed)
-    kept = Recording(recording)
     before = {name: matrix.payload.numel() for name, matrix in tiled_matrices(student).items()}
-    chosen = settings(layer_steps=24, learning_rate=0.05)
+    chosen = settings(layer_steps=24, learning_rate=0.2, price_bits=priced)
 
     (line,) = align_layers(student, kept, list(range(4, 40)), chosen)
     assert line["layer"] == 0
@@ -269,6 +276,7 @@ def test_layers_train_one_by_one_and_are_stored_within_their_bytes(compressed, r
     first = [name for name in after if ".layers.0." in name]
     assert sum(after[name] for name in first) <= sum(before[name] for name in first)
     assert not any(matrix.trainable for matrix in tiled_matrices(student).values())
+    return line["step_factor"]
 
 
 def test_the_price_of_a_bit_adds_the_gradient_of_the_coders_cost(compressed):

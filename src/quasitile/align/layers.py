@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from quasitile.align.losses import hidden_error
+from quasitile.align.optimizer import make_trainable, optimizer_of
+from quasitile.align.price import bit_price
 from quasitile.align.settings import AlignSettings
 from quasitile.align.steps import half_precision, not_finite, rate_factor
 from quasitile.align.teacher import Teacher
@@ -40,9 +42,11 @@ def align_layers(student: Any, teacher: Teacher, rows: list[int], settings: Alig
         settings: `layer_steps`, `batch_size` and the rates count.
 
     Returns:
-        Of each layer its number and its mean error over the first and the last quarter of the steps.
+        Of each layer its number, its mean error over the first and the last quarter of the steps, and by how much
+        its rounding steps grew to be stored.
     """
     stack, lines = Stack(student), []
+    settings = settings.model_copy(update={"cut_offs": False})  # which are learned together
     rows = rows[: settings.layer_steps * settings.batch_size]
     windows = teacher.windows[rows]
     with tempfile.TemporaryDirectory() as folder:
@@ -53,12 +57,13 @@ def align_layers(student: Any, teacher: Teacher, rows: list[int], settings: Alig
             for index in range(len(stack.layers) - 1):
                 layer = stack.layers[index]
                 release(student)
-                errors = train_layer(stack, index, windows, place, settings, meter)
                 limit = sum(matrix.payload.numel() for matrix in tiled_matrices(layer).values())
-                pack_within(layer, limit)
+                errors = train_layer(stack, index, windows, place, settings, limit, meter)
+                factor = pack_within(layer, limit)
                 quarter = max(1, len(errors) // 4)
                 first, last = sum(errors[:quarter]) / quarter, sum(errors[-quarter:]) / quarter
-                lines.append({"layer": index, "relative_error_before": first, "relative_error_after": last})
+                sizes = {"relative_error_before": first, "relative_error_after": last, "step_factor": factor}
+                lines.append({"layer": index, **sizes})
 
                 def next_states(start: int, batch: Tensor, index: int = index) -> Tensor:
                     given = read_states(place / "given", start, batch, len(windows))
@@ -72,14 +77,18 @@ def align_layers(student: Any, teacher: Teacher, rows: list[int], settings: Alig
     return lines
 
 
-def train_layer(stack: Stack, index: int, windows: Tensor, place: Path, settings: AlignSettings, meter: Meter) -> list[float]:
+def train_layer(
+    stack: Stack, index: int, windows: Tensor, place: Path, settings: AlignSettings, limit_bytes: int, meter: Meter
+) -> list[float]:
     """The steps of a layer; its error at each of them.
 
     Raises:
         InputError: The loss is not finite.
     """
     layer, errors, device = stack.layers[index], [], next(stack.model.parameters()).device
-    optimizer = layer_optimizer(layer, settings)
+    matrices = list(tiled_matrices(layer).values())
+    make_trainable(layer, settings)
+    optimizer, price = optimizer_of(layer, settings), None
     for step in range(settings.layer_steps):
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * rate_factor(step / settings.layer_steps)
@@ -90,26 +99,17 @@ def train_layer(stack: Stack, index: int, windows: Tensor, place: Path, settings
             error = hidden_error(stack.layer(index, batch, given), goal)
         if not torch.isfinite(error):
             raise not_finite(error, f"layer {index}", "align", batch.tolist())
+        if step == 0 and settings.price_bits:
+            price = bit_price(matrices, limit_bytes, error.item())
         optimizer.zero_grad(set_to_none=True)
         error.backward()
+        if price is not None:
+            price.follow_at(step, settings.layer_steps)
+            price.add_gradients()
         optimizer.step()
         errors.append(error.item())
         meter.advance(f"layer {index}, relative error {errors[-1]:.4f}")
     return errors
-
-
-def layer_optimizer(layer: nn.Module, settings: AlignSettings) -> torch.optim.Optimizer:
-    """AdamW over a layer's codes, and its norms and biases."""
-    small = [parameter.requires_grad_(settings.norm_learning_rate > 0) for parameter in layer.parameters()]
-    generator = torch.Generator().manual_seed(settings.seed)
-    codes = []
-    for matrix in tiled_matrices(layer).values():
-        matrix.make_trainable(generator, settings.jitter)
-        codes += [values for block in matrix.rank_blocks() for values in block.coefficients()]
-    groups = [{"params": codes, "lr": settings.learning_rate, "peak": settings.learning_rate}]
-    if small and settings.norm_learning_rate:
-        groups.append({"params": small, "lr": settings.norm_learning_rate, "peak": settings.norm_learning_rate})
-    return torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.0, foreach=True)
 
 
 def release(model: Any) -> None:

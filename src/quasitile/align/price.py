@@ -21,6 +21,7 @@ from quasitile.runtime import TiledMatrix
 
 ROUNDING_POWER = 1 / 12  # mean square that a code of 0 stands for
 AIM = 0.995  # of the limit: what is a little too large in the end has to be rounded again, which costs more than it saves
+CHECKS, CHECK_STEPS = 16, 10  # times that the size is measured during a run; never more often than that
 RESPONSE = 15.0  # of the price to a size that is off, relative; at most a factor e at a time
 
 
@@ -30,7 +31,8 @@ class BitPrice:
     Args:
         matrices: Trainable.
         limit_bytes: That their payloads may take together.
-        damage_nats: Of the model now. At the best division a bit is worth `2 ln 2 / number of weights` of it.
+        damage_nats: Of the model now, or another squared error. At the best division a bit is worth
+            `2 ln 2 / number of weights` of it.
         processes: Of the run.
         shards: Of the model, where it has some.
     """
@@ -71,6 +73,11 @@ class BitPrice:
     def _slope(self) -> float:
         return self.nats_per_bit / math.log(2)
 
+    def follow_at(self, step: int, num_steps: int) -> None:
+        """`follow`, some times in a run."""
+        if step and step % max(CHECK_STEPS, num_steps // CHECKS) == 0:
+            self.follow()
+
     def follow(self) -> int:
         """Measure the size, move the price towards the one that keeps the limit, and return the size in bytes."""
         size = 0.0
@@ -79,6 +86,19 @@ class BitPrice:
                 size += estimated_bytes(matrix.coded())
         self.nats_per_bit *= math.exp(max(-1.0, min(1.0, RESPONSE * (size / (AIM * self.limit_bytes) - 1))))
         return round(size)
+
+
+def bit_price(
+    matrices: Sequence[TiledMatrix],
+    limit_bytes: int,
+    damage_nats: float,
+    processes: Processes | None = None,
+    shards: Shards | None = None,
+) -> BitPrice | None:
+    """A price, or nothing where a path through a trellis must be searched for before a size is known: longer than a step."""
+    if any(matrix.num_states > 1 for matrix in matrices):
+        return None
+    return BitPrice(matrices, limit_bytes, damage_nats, processes, shards)
 
 
 def spread(values: Tensor, column_power: Tensor, by_rows_and_columns: bool) -> Tensor:

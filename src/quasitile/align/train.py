@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from quasitile.align.cutoffs import CutOffs
 from quasitile.align.layers import align_layers
 from quasitile.align.losses import hidden_loss, language_model_nats, logit_kl, top_k_kl
-from quasitile.align.price import BitPrice
+from quasitile.align.optimizer import make_trainable, optimizer_of
+from quasitile.align.price import bit_price
 from quasitile.align.processes import Processes
 from quasitile.align.record import Targets
 from quasitile.align.reporting import Reports
@@ -28,8 +29,6 @@ from quasitile.errors import InputError
 from quasitile.folders import Stage, read_json, stage_folder
 from quasitile.progress import Meter, say
 from quasitile.runtime import device_of, is_compressed, load_trainable, save_model, tiled_matrices
-
-PRICE_CHECKS, PRICE_STEPS = 16, 10  # times that the size is measured during a run; never more often than that
 
 
 def align(
@@ -144,9 +143,7 @@ class Run:
         self.optimizer = optimizer_of(student, settings)
         matrices = list(tiled_matrices(student).values())
         priced = settings.price_bits or settings.cut_offs
-        # A path through a trellis has to be searched for before its size is known, which takes longer than a step.
-        priced &= all(matrix.num_states == 1 for matrix in matrices)
-        self.price = BitPrice(matrices, limit_bytes, self.before, processes, self.shards) if priced else None
+        self.price = bit_price(matrices, limit_bytes, self.before, processes, self.shards) if priced else None
         generator = torch.Generator().manual_seed(settings.seed)
         num_windows = len(teacher.windows) - settings.held_out_windows
         epochs = settings.num_steps * settings.batch_size // num_windows + 1
@@ -193,8 +190,8 @@ class Run:
         settings, price = self.settings, self.price
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * rate_factor(step / settings.num_steps)
-        if price is not None and step and step % max(PRICE_STEPS, settings.num_steps // PRICE_CHECKS) == 0:
-            price.follow()
+        if price is not None:
+            price.follow_at(step, settings.num_steps)
         rows = self.order[step * settings.batch_size : (step + 1) * settings.batch_size]
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
@@ -217,38 +214,6 @@ class Run:
             price.add_gradients()
         self.optimizer.step()
         return {name: self.processes.mean(value) for name, value in sums.items()}
-
-
-def make_trainable(student: nn.Module, settings: AlignSettings) -> None:
-    """Put every matrix into its trainable state."""
-    for parameter in student.parameters():
-        parameter.requires_grad_(settings.norm_learning_rate > 0)
-    generator = torch.Generator().manual_seed(settings.seed)
-    for matrix in tiled_matrices(student).values():
-        matrix.make_trainable(generator, settings.jitter)
-        for block in matrix.rank_blocks():
-            if settings.cut_offs and block.left.numel():
-                block.cut_offs.extend([CutOffs(*side.shape).to(side.device) for side in (block.left, block.right)])
-
-
-def optimizer_of(student: nn.Module, settings: AlignSettings) -> torch.optim.Optimizer:
-    """AdamW over the coefficients, scales, cut-offs, norms and biases of a trainable model."""
-    codes, gains, cuts = [], [], []
-    for matrix in tiled_matrices(student).values():
-        for block in matrix.rank_blocks():
-            codes += block.coefficients()
-            gains += [block.gain] if block.gain.numel() else []
-            cuts += list(block.cut_offs.parameters())
-    coded = {id(p) for matrix in tiled_matrices(student).values() for p in matrix.parameters()}
-    small = [p for p in student.parameters() if p.requires_grad and id(p) not in coded]
-    rates = (
-        (codes, settings.learning_rate),
-        (gains, settings.scale_learning_rate),
-        (cuts, settings.cut_off_learning_rate),
-        (small, settings.norm_learning_rate),
-    )
-    groups = [{"params": parameters, "lr": rate, "peak": rate} for parameters, rate in rates if parameters and rate]
-    return torch.optim.AdamW(groups, betas=(settings.momentum, 0.99), weight_decay=0.0, foreach=True)
 
 
 def whole_student(model: str | Path, settings: AlignSettings, device: torch.device) -> Any:
