@@ -4,7 +4,8 @@
 
 A form is a recipe of `recipes/`, compressed without a trellis (docs/learning.md says why). Every one of `--rates` is tried with
 `--tokens-tried` tokens of the same text; the best on held-out windows of it goes on with each of `--train-tokens`.
-`--losses` takes names of LOSSES below, or patterns. Compressed models are kept in `--models`. Writes a JSON line a model
+`--losses` takes names of LOSSES below, or patterns. `--layer-steps` trains layer by layer first, on the first windows of
+the same text. Compressed models are kept in `--models`. Writes a JSON line a model
 and a run to `--out` and repeats none that is there.
 """
 
@@ -66,11 +67,12 @@ class Alignment:
     def run(self, form: str, bits: float, seed: int, tokens: int, rate: float, loss: str) -> dict[str, Any]:
         """Align, and score what was stored."""
         bench, (model, _), batch = self.bench, self.model(form, bits, seed), self.args.batch
+        layers = self.args.layer_steps
         num_steps = round(tokens / (batch * WINDOW_TOKENS))
 
         def go() -> dict[str, Any]:
             amounts = {"num_steps": num_steps, "batch_size": batch, "num_tokens": WINDOW_TOKENS, "learning_rate": rate}
-            fixed = {"price_bits": self.args.price, "save_every": 0, "seed": seed}
+            fixed = {"price_bits": self.args.price, "save_every": 0, "seed": seed, "layer_steps": min(layers, num_steps)}
             settings = AlignSettings.model_validate({**amounts, **fixed, **LOSSES[loss]})
             started = time.process_time()
             with tempfile.TemporaryDirectory() as folder:
@@ -89,6 +91,7 @@ class Alignment:
             "batch": batch,
             "price_bits": self.args.price,
             "tokens_trained": num_steps * batch * WINDOW_TOKENS,
+            "layer_steps": layers or None,  # lines made before they were counted have none
         }
         return self.results.once({**bench.setting, **key, "rate": rate, "loss": loss}, go)
 
@@ -100,19 +103,20 @@ def table(lines: list[dict[str, Any]]) -> str:
     for line in lines:
         if line["variant"] == "aligned":
             how = line["tokens_trained"], line.get("batch", 16), line["rate"], line.get("price_bits", False)
+            how += (line.get("layer_steps") or 0,)
             groups.setdefault((line["form"], line["bits"], line["loss"], *how), []).append(line)
     rows = []
-    for (form, bits, loss, tokens, batch, rate, priced), group in sorted(
+    for (form, bits, loss, tokens, batch, rate, priced, layers), group in sorted(
         groups.items(), key=lambda entry: (entry[0][:2], entry[0][3:])
     ):
         cells = [form, f"{bits:g}", loss, f"{tokens // 1000} k", str(batch), f"{rate:g}", "yes" if priced else "no"]
-        cells.append(str(len(group)))
+        cells += [str(layers), str(len(group))]
         for score in ("damage_nats", "divergence_nats"):
             starts = [before[form, bits, line["seed"]][score] for line in group]
             won = [100 * (1 - line[score] / start) for line, start in zip(group, starts, strict=True)]
             cells += [interval(starts), interval([line[score] for line in group]), f"{sum(won) / len(won):.0f} %"]
         rows.append(tuple(cells))
-    names = ("form", "bits", "loss", "tokens", "windows a step", "rate", "price", "seeds")
+    names = ("form", "bits", "loss", "tokens", "windows a step", "rate", "price", "layer steps", "seeds")
     return markdown((*names, "damage before", "after", "won back", "divergence before", "after", "won back"), rows)
 
 
@@ -125,6 +129,7 @@ def main() -> None:
     parser.add_argument("--price", action=argparse.BooleanOptionalAction, default=True, help="a price on bits while training")
     parser.add_argument("--tokens-tried", type=float, default=1e5, help="for the choice of a rate")
     parser.add_argument("--train-tokens", type=float, nargs="*", default=[1e6])
+    parser.add_argument("--layer-steps", type=int, default=0, help="steps a layer before, at most as many as after")
     parser.add_argument("--losses", nargs="+", default=[LOGITS])
     parser.add_argument("--models", type=Path, default=Path("alignment-models"))
     args = parser.parse_args()

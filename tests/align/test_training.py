@@ -263,6 +263,14 @@ def test_layers_train_one_by_one_and_are_stored_within_their_bytes(compressed, r
     assert 1 <= factors[True] < factors[False]  # the price left less to be made coarser
 
 
+def test_both_stages_read_the_same_windows_in_the_same_order():
+    chosen = settings(batch_size=3, held_out_windows=4, seed=2)
+    few, many = training.window_order(15, 3, chosen), training.window_order(15, 40, chosen)
+    assert many[: len(few)] == few
+    assert sorted(many[:11]) == sorted(many[11:22]) == list(range(4, 15))
+    assert len(many) >= 40 * 3
+
+
 def train_first_layer(compressed, kept, priced):
     """By itself; by how much its rounding steps grew."""
     student, _ = load_trainable(compressed)

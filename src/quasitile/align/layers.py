@@ -38,7 +38,7 @@ def align_layers(student: Any, teacher: Teacher, rows: list[int], settings: Alig
     Args:
         student: Compressed, packed; so it is again afterwards.
         teacher: See `Teacher`; one that is recorded takes no memory.
-        rows: Windows of the teacher to learn from.
+        rows: Windows of the teacher to learn from, in the order of the steps.
         settings: `layer_steps`, `batch_size` and the rates count.
 
     Returns:
@@ -47,7 +47,7 @@ def align_layers(student: Any, teacher: Teacher, rows: list[int], settings: Alig
     """
     stack, lines = Stack(student), []
     settings = settings.model_copy(update={"cut_offs": False})  # which are learned together
-    rows = rows[: settings.layer_steps * settings.batch_size]
+    rows = list(dict.fromkeys(rows[: settings.layer_steps * settings.batch_size]))  # each is kept once, and read again
     windows = teacher.windows[rows]
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)

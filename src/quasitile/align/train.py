@@ -69,7 +69,7 @@ def align(
         with stage_folder(place, "align", settings, settings.seed, resume=resume, **inputs) as stage:
             limit = sum(matrix.payload.numel() for matrix in tiled_matrices(student).values())
             if settings.layer_steps:
-                rows = list(range(settings.held_out_windows, len(original.windows)))
+                rows = window_order(len(original.windows), settings.layer_steps, settings)
                 stage.summary["layers"] = align_layers(student, original, rows, settings)
             run = Run(student, original, settings, processes, limit)
             run.train(stage, inputs if resume else None)
@@ -144,11 +144,7 @@ class Run:
         matrices = list(tiled_matrices(student).values())
         priced = settings.price_bits or settings.cut_offs
         self.price = bit_price(matrices, limit_bytes, self.before, processes, self.shards) if priced else None
-        generator = torch.Generator().manual_seed(settings.seed)
-        num_windows = len(teacher.windows) - settings.held_out_windows
-        epochs = settings.num_steps * settings.batch_size // num_windows + 1
-        order = torch.cat([torch.randperm(num_windows, generator=generator) for _ in range(epochs)])
-        self.order = (order + settings.held_out_windows).tolist()
+        self.order = window_order(len(teacher.windows), settings.num_steps, settings)
         if settings.checkpointing:
             enable_checkpointing(student)
 
@@ -214,6 +210,14 @@ class Run:
             price.add_gradients()
         self.optimizer.step()
         return {name: self.processes.mean(value) for name, value in sums.items()}
+
+
+def window_order(num_windows: int, num_steps: int, settings: AlignSettings) -> list[int]:
+    """The windows that steps take, none of those held out: the same whichever stage asks, so that both read the same text."""
+    generator, num = torch.Generator().manual_seed(settings.seed), num_windows - settings.held_out_windows
+    epochs = num_steps * settings.batch_size // num + 1
+    order = torch.cat([torch.randperm(num, generator=generator) for _ in range(epochs)])
+    return (order + settings.held_out_windows).tolist()
 
 
 def whole_student(model: str | Path, settings: AlignSettings, device: torch.device) -> Any:
