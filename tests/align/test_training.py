@@ -124,8 +124,9 @@ def alike(model_folder, text_file, tmp_path, monkeypatch):
     """Checks that runs of two processes gave the curve and the model that one gives."""
     monkeypatch.setenv("MASTER_PORT", str(20_000 + os.getpid() % 20_000))
 
-    def check(model, *names):
-        one = align(model, tmp_path / "one", teacher=model_folder, text=text_file, settings=settings(**TWO))
+    def check(model, *names, **changes):
+        chosen = settings(**TWO, **changes)
+        one = align(model, tmp_path / "one", teacher=model_folder, text=text_file, settings=chosen)
         for name in names:
             assert losses(tmp_path / name) == pytest.approx(losses(tmp_path / "one"), rel=2e-3), name
             summary = json.loads((tmp_path / name / "summary.json").read_text())
@@ -142,6 +143,16 @@ def test_two_processes_give_the_curve_of_one_with_and_without_shards(compressed,
     assert whole[0] == whole[1]
     assert sum(shards) == pytest.approx(whole[0], rel=0.01)  # every number is kept once instead of twice
     assert max(shards) < 0.55 * whole[0]
+
+
+def test_shards_are_of_what_the_layers_learned_before(compressed, model_folder, text_file, tmp_path, alike):
+    """At a rate that makes the layers' rounding steps grow, which the stored model must know of."""
+    changes = {"layer_steps": 12, "learning_rate": 0.2, "price_bits": False}
+    in_two_processes(compressed, model_folder, text_file, tmp_path / "shards", shard=True, **changes)
+    alike(compressed, "shards", **changes)
+    layers = json.loads((tmp_path / "one" / "summary.json").read_text())["layers"]
+    assert max(layer["step_factor"] for layer in layers) > 1
+    assert {path.name for path in (tmp_path / "shards").iterdir()} == {path.name for path in (tmp_path / "one").iterdir()}
 
 
 def test_shards_need_several_processes_and_whole_factors(compressed, model_folder, text_file, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -68,20 +69,31 @@ def align(
         resume = settings.save_every > 0 and processes.num == 1
         with stage_folder(place, "align", settings, settings.seed, resume=resume, **inputs) as stage:
             limit = sum(matrix.payload.numel() for matrix in tiled_matrices(student).values())
+            layers: dict[str, Any] = {}
             if settings.layer_steps:
+                before = HeldOut(original, settings).damage(student)
                 rows = window_order(len(original.windows), settings.layer_steps, settings)
-                stage.summary["layers"] = align_layers(student, original, rows, settings)
+                layers = {"layers": align_layers(student, original, rows, settings), "damage_before_nats": before}
+            stored = Path(model)
+            if layers and settings.shard and processes.first:  # what the shards are of, to gather them in
+                stored = stage.path / "layers"
+                stored.mkdir()
+                save_model(student, tokenizer, stored)
             run = Run(student, original, settings, processes, limit)
+            if layers:
+                layers["damage_after_layers_nats"] = run.before
             run.train(stage, inputs if resume else None)
             if run.shards is not None:
-                whole = whole_student(model, settings, device) if processes.first else None
+                whole = whole_student(stored, settings, device) if processes.first else None
                 run.shards.collect(whole)
                 student = student if whole is None else whole
             if not processes.first:
                 return {}
             student.eval()
             factor = pack_within(student, limit)
-            after = held_out_nats(student, original.windows[run.held_out]) - run.teacher_nats
+            after = run.held_out.damage(student)
+            if stored != Path(model):
+                shutil.rmtree(stored)
             save_model(student, tokenizer, stage.path, trainable=True)
             source = Path(model) / "summary.json"
             sizes = read_json(source) if source.is_file() else {}
@@ -93,8 +105,9 @@ def align(
                 "damage_before_nats": run.before,
                 "damage_after_nats": after,
                 "step_factor": factor,
+                **layers,
             }
-    say(f"  damage on held-out text: {run.before:.3f} -> {after:.3f} nats a token")
+    say(f"  damage on held-out text: {stage.summary['damage_before_nats']:.3f} -> {after:.3f} nats a token")
     return stage.summary
 
 
@@ -117,6 +130,23 @@ def check(student: Any, teacher: Teacher, settings: AlignSettings, model: object
         )
 
 
+class HeldOut:
+    """Windows of the text that are never trained on.
+
+    Args:
+        teacher: See `Teacher`.
+        settings: `held_out_windows` counts.
+    """
+
+    def __init__(self, teacher: Teacher, settings: AlignSettings) -> None:
+        self.windows = teacher.windows[: settings.held_out_windows]
+        self.teacher_nats = teacher.nats(list(range(settings.held_out_windows)))
+
+    def damage(self, student: Any) -> float:
+        """By how much its loss is above the original's, nats a token."""
+        return held_out_nats(student, self.windows) - self.teacher_nats
+
+
 class Run:
     """A training run end to end.
 
@@ -131,9 +161,8 @@ class Run:
     def __init__(self, student: Any, teacher: Teacher, settings: AlignSettings, processes: Processes, limit_bytes: int) -> None:
         self.student, self.teacher, self.settings, self.processes = student, teacher, settings, processes
         self.device = next(student.parameters()).device
-        self.held_out = list(range(settings.held_out_windows))
-        self.teacher_nats = teacher.nats(self.held_out)
-        self.before = held_out_nats(student, teacher.windows[self.held_out]) - self.teacher_nats
+        self.held_out = HeldOut(teacher, settings)
+        self.before = self.held_out.damage(student)
         make_trainable(student, settings)
         self.shards: Shards | None = None
         if settings.shard:
@@ -220,7 +249,7 @@ def window_order(num_windows: int, num_steps: int, settings: AlignSettings) -> l
     return (order + settings.held_out_windows).tolist()
 
 
-def whole_student(model: str | Path, settings: AlignSettings, device: torch.device) -> Any:
+def whole_student(model: Path, settings: AlignSettings, device: torch.device) -> Any:
     """The model again, trainable and without shards."""
     student, _ = load_trainable(model, device)
     make_trainable(student, settings)
