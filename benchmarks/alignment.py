@@ -112,7 +112,8 @@ def table(lines: list[dict[str, Any]]) -> str:
         cells = [form, f"{bits:g}", loss, f"{tokens // 1000} k", str(batch), f"{rate:g}", "yes" if priced else "no"]
         cells += [str(layers), str(len(group))]
         for score in ("damage_nats", "divergence_nats"):
-            starts = [before[form, bits, line["seed"]][score] for line in group]
+            own = score.replace("_nats", "_before_nats")  # of lines whose model had to be compressed again, by newer code
+            starts = [line.get(own, before[form, bits, line["seed"]][score]) for line in group]
             won = [100 * (1 - line[score] / start) for line, start in zip(group, starts, strict=True)]
             cells += [interval(starts), interval([line[score] for line in group]), f"{sum(won) / len(won):.0f} %"]
         rows.append(tuple(cells))
