@@ -4,9 +4,9 @@
 
 A form is a recipe of `recipes/`, compressed without a trellis (docs/learning.md says why). Every one of `--rates` is tried with
 `--tokens-tried` tokens of the same text; the best on held-out windows of it goes on with each of `--train-tokens`.
-`--losses` takes names of LOSSES below, or patterns. `--layer-steps` trains layer by layer first, on the first windows of
-the same text. Compressed models are kept in `--models`. Writes a JSON line a model
-and a run to `--out` and repeats none that is there.
+`--losses` takes names of LOSSES below, or patterns. `--layer-steps` trains layer by layer first, on the first
+of the windows that all layers train on together afterwards. Compressed models are kept in `--models`. Writes a JSON line a
+model and a run to `--out` and repeats none that is there.
 """
 
 from __future__ import annotations

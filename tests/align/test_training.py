@@ -74,8 +74,12 @@ def losses(folder):
     return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_killed_run_continues_to_the_same_curve_and_bytes(compressed, model_folder, text_file, tmp_path, monkeypatch):
-    align(compressed, tmp_path / "whole", teacher=model_folder, text=text_file, settings=settings())
+@pytest.mark.parametrize("layer_steps", [0, 2])
+def test_a_killed_run_continues_to_the_same_curve_and_bytes(
+    compressed, model_folder, text_file, tmp_path, monkeypatch, layer_steps
+):
+    chosen = settings(layer_steps=layer_steps)
+    align(compressed, tmp_path / "whole", teacher=model_folder, text=text_file, settings=chosen)
     step = training.Run.step
 
     def killed(self, number):
@@ -85,10 +89,10 @@ def test_a_killed_run_continues_to_the_same_curve_and_bytes(compressed, model_fo
 
     monkeypatch.setattr(training.Run, "step", killed)
     with pytest.raises(KeyboardInterrupt):
-        align(compressed, tmp_path / "killed", teacher=model_folder, text=text_file, settings=settings())
+        align(compressed, tmp_path / "killed", teacher=model_folder, text=text_file, settings=chosen)
     ran = []
     monkeypatch.setattr(training.Run, "step", lambda self, number: ran.append(number) or step(self, number))
-    align(compressed, tmp_path / "killed", teacher=model_folder, text=text_file, settings=settings())
+    align(compressed, tmp_path / "killed", teacher=model_folder, text=text_file, settings=chosen)
     assert ran == [4, 5]
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
     assert (tmp_path / "killed" / MODEL).read_bytes() == (tmp_path / "whole" / MODEL).read_bytes()
