@@ -2,7 +2,8 @@
 
     python benchmarks/alignment.py --text TRAIN.jsonl --general TEST.jsonl [--forms best paper] [--bits 2 0.5] [--losses '*']
 
-A form is a recipe of `recipes/`, compressed without a trellis (docs/learning.md says why). Every one of `--rates` is tried with
+A form is a recipe of `recipes/`, compressed without a trellis, and without products at very few bits unless `--products`
+says so (docs/learning.md says why). Every one of `--rates` is tried with
 `--tokens-tried` tokens of the same text; the best on held-out windows of it goes on with each of `--train-tokens`.
 `--losses` takes names of LOSSES below, or patterns. `--layer-steps` trains layer by layer first, on the first
 of the windows that all layers train on together afterwards. Compressed models are kept in `--models`. Writes a JSON line a
@@ -45,24 +46,33 @@ class Alignment:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.bench, self.results = args, Bench(args), Results(args.out)
+        self.starts: dict[Path, dict[str, float]] = {}
 
     def model(self, form: str, bits: float, seed: int) -> tuple[Path, dict[str, Any]]:
         """A compressed model and how much was lost."""
-        bench, out = self.bench, self.args.models / f"{form}-{bits:g}-{self.args.windows}-{seed}"
+        bench, products = self.bench, self.args.products
+        out = self.args.models / f"{form}-{bits:g}-{self.args.windows}-{seed}{'-products' if products else ''}"
 
         def make() -> dict[str, Any]:
-            changes = {**recipe_of(form), "trellis": 1, "seed": seed, "workers": self.args.workers}
+            changes = {**recipe_of(form), "trellis": 1, "seed": seed, "workers": self.args.workers, "products": products}
             changes["size"] = f"{int(bits * bench.num_parameters / 8) / 1000:.3f}KB"
             amounts = {"num_windows": self.args.windows, "num_tokens": WINDOW_TOKENS}
             changes["calibration"] = {**changes.get("calibration", {}), **amounts}
             summary = compress(bench.location, out, text=bench.text, settings=CompressSettings.model_validate(changes))
             return {"stored_bytes": summary["stored_bytes"], **bench.score(load_model(out)[0])}
 
-        key = {**bench.setting, "variant": "compressed", "form": form, "bits": bits, "seed": seed}
+        key = {**bench.setting, "variant": "compressed", "form": form, "bits": bits, "seed": seed, "products": products or None}
         line = self.results.once(key, make)
         if not out.exists():
             make()  # of an earlier run, whose folder is gone
         return out, line
+
+    def start(self, model: Path) -> dict[str, float]:
+        """What a run begins with: newer code than that of the line in the file may have made the model."""
+        if model not in self.starts:
+            scores = self.bench.score(load_model(model)[0])
+            self.starts[model] = {name.replace("_nats", "_before_nats"): value for name, value in scores.items()}
+        return self.starts[model]
 
     def run(self, form: str, bits: float, seed: int, tokens: int, rate: float, loss: str) -> dict[str, Any]:
         """Align, and score what was stored."""
@@ -81,7 +91,8 @@ class Alignment:
                 scores = bench.score(load_model(out)[0])
             stored = {name: summary[name] for name in ("stored_bytes", "step_factor")}
             stored["held_out_nats"] = summary["damage_after_nats"]
-            return {**stored, **scores, "cpu_seconds": round(time.process_time() - started, 1)}
+            seconds = round(time.process_time() - started, 1)
+            return {**stored, **scores, **self.start(model), "cpu_seconds": seconds}
 
         key = {
             "variant": "aligned",
@@ -91,7 +102,8 @@ class Alignment:
             "batch": batch,
             "price_bits": self.args.price,
             "tokens_trained": num_steps * batch * WINDOW_TOKENS,
-            "layer_steps": layers or None,  # lines made before they were counted have none
+            "layer_steps": layers or None,  # lines made before these were settings have none
+            "products": self.args.products or None,
         }
         return self.results.once({**bench.setting, **key, "rate": rate, "loss": loss}, go)
 
@@ -103,21 +115,21 @@ def table(lines: list[dict[str, Any]]) -> str:
     for line in lines:
         if line["variant"] == "aligned":
             how = line["tokens_trained"], line.get("batch", 16), line["rate"], line.get("price_bits", False)
-            how += (line.get("layer_steps") or 0,)
+            how += line.get("layer_steps") or 0, line.get("products") or False
             groups.setdefault((line["form"], line["bits"], line["loss"], *how), []).append(line)
     rows = []
-    for (form, bits, loss, tokens, batch, rate, priced, layers), group in sorted(
+    for (form, bits, loss, tokens, batch, rate, priced, layers, products), group in sorted(
         groups.items(), key=lambda entry: (entry[0][:2], entry[0][3:])
     ):
         cells = [form, f"{bits:g}", loss, f"{tokens // 1000} k", str(batch), f"{rate:g}", "yes" if priced else "no"]
-        cells += [str(layers), str(len(group))]
+        cells += [str(layers), "yes" if products else "no", str(len(group))]
         for score in ("damage_nats", "divergence_nats"):
-            own = score.replace("_nats", "_before_nats")  # of lines whose model had to be compressed again, by newer code
-            starts = [line.get(own, before[form, bits, line["seed"]][score]) for line in group]
+            own = score.replace("_nats", "_before_nats")  # older lines have none
+            starts = [line[own] if own in line else before[form, bits, line["seed"]][score] for line in group]
             won = [100 * (1 - line[score] / start) for line, start in zip(group, starts, strict=True)]
             cells += [interval(starts), interval([line[score] for line in group]), f"{sum(won) / len(won):.0f} %"]
         rows.append(tuple(cells))
-    names = ("form", "bits", "loss", "tokens", "windows a step", "rate", "price", "layer steps", "seeds")
+    names = ("form", "bits", "loss", "tokens", "windows a step", "rate", "price", "layer steps", "products", "seeds")
     return markdown((*names, "damage before", "after", "won back", "divergence before", "after", "won back"), rows)
 
 
@@ -130,6 +142,7 @@ def main() -> None:
     parser.add_argument("--price", action=argparse.BooleanOptionalAction, default=True, help="a price on bits while training")
     parser.add_argument("--tokens-tried", type=float, default=1e5, help="for the choice of a rate")
     parser.add_argument("--train-tokens", type=float, nargs="*", default=[1e6])
+    parser.add_argument("--products", action="store_true", help="let `compress` choose products at very few bits")
     parser.add_argument("--layer-steps", type=int, default=0, help="steps a layer before, at most as many as after")
     parser.add_argument("--losses", nargs="+", default=[LOGITS])
     parser.add_argument("--models", type=Path, default=Path("alignment-models"))
