@@ -46,9 +46,8 @@ def compressed(request, tmp_path_factory, model_folder, text_file):
 
 
 def settings(**changes):
-    return AlignSettings(
-        **{"num_steps": 25, "batch_size": 8, "num_tokens": 32, "held_out_windows": 8, "hidden_weight": 0.05, **changes}
-    )
+    amounts = {"num_steps": 25, "batch_size": 8, "num_tokens": 32, "held_out_windows": 8}
+    return AlignSettings(**{**amounts, "learning_rate": 0.002, "hidden_weight": 0.05, **changes})
 
 
 def test_hidden_kl_is_the_naive_sum():

@@ -15,6 +15,7 @@ from quasitile.align import train as training
 from quasitile.align.cutoffs import CutOffs
 from quasitile.align.layers import align_layers
 from quasitile.align.losses import logit_kl, top_k_kl
+from quasitile.align.optimizer import suited_rate
 from quasitile.align.price import ROUNDING_POWER, BitPrice
 from quasitile.align.record import Recording
 from quasitile.align.sharding import local
@@ -60,6 +61,7 @@ def settings(**changes):
             "num_tokens": 32,
             "held_out_windows": 4,
             "save_every": 2,
+            "learning_rate": 0.002,
             "hidden_weight": 0.05,
             **changes,
         }
@@ -409,3 +411,32 @@ def test_reports_go_through_the_callbacks_of_transformers(compressed, model_fold
     chosen = settings(report_to=("nothing-known",))
     with pytest.raises(InputError, match="report_to=nothing-known"):
         align(compressed, tmp_path / "other", teacher=model_folder, text=text_file, settings=chosen)
+
+
+@pytest.mark.parametrize("form", ["compressed", "factors"])
+def test_the_rate_that_suits_a_model_is_the_one_it_trains_at(form, request, model_folder, text_file, tmp_path):
+    """The same bytes as with that rate given: a hundredth of a step for factors, for entries the more the fewer bits."""
+    model = request.getfixturevalue(form)
+    matrices = tiled_matrices(load_model(model)[0]).values()
+    bits = 8 * sum(m.payload.numel() for m in matrices) / sum(math.prod(m.shape) for m in matrices)
+    expected = {"compressed": min(0.004, 0.003 * bits**-0.6), "factors": 0.01}[form]
+    made = {}
+    for rate in (None, float(f"{expected:.2g}"), 0.1):
+        out = tmp_path / str(rate)
+        summary = align(model, out, teacher=model_folder, text=text_file, settings=settings(num_steps=3, learning_rate=rate))
+        assert summary["learning_rate"] == (rate or pytest.approx(expected, rel=0.05))
+        made[rate] = (out / MODEL).read_bytes()
+    chosen, given, other = made.values()
+    assert chosen == given != other
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.02, 0.004), (0.25, 0.0013), (0.5, 0.00086)])
+def test_the_more_bits_the_smaller_the_rate(compressed, share, expected):
+    """Of 16 bits a weight: below half a bit nothing is gained by more, above 2 bits steps become smaller."""
+    model = load_model(compressed)[0]
+    for matrix in tiled_matrices(model).values():
+        size = round(share * 2 * math.prod(matrix.shape))
+        opened = matrix.opened()
+        matrix.opened = lambda opened=opened: opened
+        matrix.payload = torch.zeros(size, dtype=torch.uint8)
+    assert suited_rate(model) == pytest.approx(expected, rel=0.02)

@@ -9,6 +9,27 @@ from quasitile.align.cutoffs import CutOffs
 from quasitile.align.settings import AlignSettings
 from quasitile.runtime import tiled_matrices
 
+FACTOR_RATE = 0.01  # of the rates that were tried the best at every size (docs/results/learning.md), as the two below
+ENTRY_RATE, ENTRY_POWER, LARGEST_ENTRY_RATE = 0.003, -0.6, 0.004  # at a bit a weight, with the bits, below half a bit
+
+
+def suited_rate(model: nn.Module) -> float:
+    """The learning rate of the codes, in rounding steps, that suits a compressed model.
+
+    The fewer bits, the less a rounding step costs beside what is lost already, so that codes may move faster; factors
+    without a residual, whose codes are fewer and finer, faster still.
+
+    Args:
+        model: Not trainable yet.
+    """
+    matrices = list(tiled_matrices(model).values())
+    if all(matrix.opened().residual_transform is None for matrix in matrices):
+        return FACTOR_RATE
+    bits = (
+        8 * sum(matrix.payload.numel() for matrix in matrices) / sum(matrix.shape[0] * matrix.shape[1] for matrix in matrices)
+    )
+    return float(f"{min(LARGEST_ENTRY_RATE, ENTRY_RATE * bits**ENTRY_POWER):.2g}")
+
 
 def make_trainable(module: nn.Module, settings: AlignSettings) -> None:
     """Put every matrix of a compressed model, or of a part of one, into its trainable state."""
@@ -24,6 +45,7 @@ def make_trainable(module: nn.Module, settings: AlignSettings) -> None:
 
 def optimizer_of(module: nn.Module, settings: AlignSettings) -> torch.optim.Optimizer:
     """AdamW over the coefficients, scales, cut-offs, norms and biases of a trainable model or a part of one."""
+    assert settings.learning_rate is not None  # `align` chooses it
     codes, gains, cuts = [], [], []
     for matrix in tiled_matrices(module).values():
         for block in matrix.rank_blocks():

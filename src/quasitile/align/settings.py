@@ -20,7 +20,9 @@ class AlignSettings(TrainSettings):
         description="windows a step, of all processes together; fewer learn more from a token",
     )
     num_tokens: int = Field(default=256, ge=2, description="a window")
-    learning_rate: float = Field(default=0.002, gt=0, description="rounding steps a step of Adam")
+    learning_rate: float | None = Field(
+        default=None, gt=0, description="rounding steps a step of Adam; nothing for what suits the model's bits and form"
+    )
     momentum: float = Field(
         default=0.9, ge=0, lt=1, description="of gradients; more averages more noise away, and needs more steps"
     )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from quasitile.align.cutoffs import CutOffs
 from quasitile.align.layers import align_layers
 from quasitile.align.losses import hidden_loss, language_model_nats, logit_kl, top_k_kl
-from quasitile.align.optimizer import make_trainable, optimizer_of
+from quasitile.align.optimizer import make_trainable, optimizer_of, suited_rate
 from quasitile.align.price import bit_price
 from quasitile.align.processes import Processes
 from quasitile.align.record import Targets
@@ -61,6 +61,9 @@ def align(
     student, tokenizer = load_trainable(model, device)
     original = open_teacher(teacher, tokenizer, text, settings.num_tokens, settings.seed, settings.precision == "bf16", device)
     check(student, original, settings, model, teacher, text)
+    if settings.learning_rate is None:
+        settings = settings.model_copy(update={"learning_rate": suited_rate(student)})
+        say(f"  learning_rate={settings.learning_rate:g}, which suits this model")
     processes = Processes(settings.batch_size, settings.gradient_accumulation, device)
     if settings.shard:
         processes.check_shards("align")
@@ -102,6 +105,7 @@ def align(
             stage.summary |= {
                 "stored_bytes": stored_bytes(stage.path),
                 "num_tokens": settings.num_steps * settings.batch_size * settings.num_tokens,
+                "learning_rate": settings.learning_rate,
                 "damage_before_nats": run.before,
                 "damage_after_nats": after,
                 "step_factor": factor,
