@@ -2,12 +2,12 @@
 
     python benchmarks/alignment.py --text TRAIN.jsonl --general TEST.jsonl [--forms best paper] [--bits 2 0.5] [--losses '*']
 
-A form is a recipe of `recipes/`, compressed without a trellis, and without products at very few bits unless `--products`
-says so (docs/learning.md says why). Every one of `--rates` is tried with
-`--tokens-tried` tokens of the same text; the best on held-out windows of it goes on with each of `--train-tokens`.
-`--losses` takes names of LOSSES below, or patterns. `--layer-steps` trains layer by layer first, on the first
-of the windows that all layers train on together afterwards. Compressed models are kept in `--models`. Writes a JSON line a
-model and a run to `--out` and repeats none that is there.
+A form is a recipe of `recipes/`, compressed without a trellis (docs/learning.md says why), and into products at very few
+bits where `--products` lets `compress` choose. Every one of `--rates` is tried with `--tokens-tried` tokens of the same text;
+the best on held-out windows of it goes on with each of `--train-tokens`. `--losses` takes names of LOSSES below, or
+patterns. `--layer-steps` trains layer by layer first, on the first of the windows that all layers train on together
+afterwards. Compressed models are kept in `--models`. Writes a JSON line a model and a run to `--out` and repeats none that
+is there.
 """
 
 from __future__ import annotations

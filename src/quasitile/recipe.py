@@ -60,7 +60,6 @@ class Finish(Settings):
         default=0.25, ge=0, lt=1, description="of the windows of calibration, made of the questions that were taught"
     )
     trellis: Literal[*STATES] = Field(default=8, description="states; nothing is learned afterwards, so nothing is lost by it")  # type: ignore[valid-type]
-    products: bool = Field(default=True, description="whether products are tried at very few bits, as compress.products")
 
 
 class Recipe(Settings):

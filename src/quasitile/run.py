@@ -88,14 +88,10 @@ def run(recipe: str | Path | Recipe | None = None, out: str | Path = "run", *, o
 
 
 def ready_to_learn(recipe: Recipe) -> Recipe:
-    """Without a trellis or products unless the recipe asks for them.
-
-    Storing puts trained codes back on a trellis, which undoes small changes; and products, where they lose less than
-    entries before training, win back less by it.
-    """
-    own = recipe.compress.model_fields_set
-    changes = {name: value for name, value in {"trellis": 1, "products": False}.items() if name not in own}
-    return recipe.model_copy(update={"compress": recipe.compress.model_copy(update=changes)})
+    """Without a trellis unless the recipe asks for one: storing puts trained codes back on it, which undoes small changes."""
+    if "trellis" in recipe.compress.model_fields_set:
+        return recipe
+    return recipe.model_copy(update={"compress": recipe.compress.model_copy(update={"trellis": 1})})
 
 
 def hint_at_finish(recipe: Recipe) -> None:
@@ -180,7 +176,7 @@ def stage_calls(recipe: Recipe, out: Path, model: str, papers: str) -> dict[str,
     def finish() -> dict[str, Any]:
         whole = recipe.compress
         share = {"reading_share": recipe.finish.reading_share}
-        changes = {name: getattr(recipe.finish, name) for name in ("size", "trellis", "products")}
+        changes = {"size": recipe.finish.size, "trellis": recipe.finish.trellis}
         settings = whole.model_copy(update={**changes, "calibration": whole.calibration.model_copy(update=share)})
         dense = out / DENSE
         if not (dense / "provenance.json").is_file():
