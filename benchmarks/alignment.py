@@ -110,7 +110,8 @@ class Alignment:
 
 def table(lines: list[dict[str, Any]]) -> str:
     """Damage before and after, by form, size, loss, tokens and rate."""
-    before = {(line["form"], line["bits"], line["seed"]): line for line in lines if line["variant"] == "compressed"}
+    compressed = [line for line in lines if line["variant"] == "compressed"]
+    before = {(line["form"], line["bits"], line["seed"], line.get("products") or False): line for line in compressed}
     groups: dict[tuple, list[dict[str, Any]]] = {}
     for line in lines:
         if line["variant"] == "aligned":
@@ -125,7 +126,7 @@ def table(lines: list[dict[str, Any]]) -> str:
         cells += [str(layers), "yes" if products else "no", str(len(group))]
         for score in ("damage_nats", "divergence_nats"):
             own = score.replace("_nats", "_before_nats")  # older lines have none
-            starts = [line[own] if own in line else before[form, bits, line["seed"]][score] for line in group]
+            starts = [line[own] if own in line else before[form, bits, line["seed"], products][score] for line in group]
             won = [100 * (1 - line[score] / start) for line, start in zip(group, starts, strict=True)]
             cells += [interval(starts), interval([line[score] for line in group]), f"{sum(won) / len(won):.0f} %"]
         rows.append(tuple(cells))
