@@ -6,7 +6,8 @@ CPU seconds are those of the process itself, so they stand on a machine that oth
 worker. Makes a checkpoint of random bf16 weights, compresses it in a process of its own with the package's
 general text, records its peak resident memory and the seconds of each part, appends a line to
 `--out`, and deletes both checkpoint and result. `--layers` makes fewer layers than the model has;
-what is printed for the whole model is then a projection, and says so.
+what is printed for the whole model is then a projection, and says so. `--layer-steps` also records the original and
+aligns what was compressed with the recording, layer by layer alone, each in a process of its own (`--trellis 1` suits that).
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from quasitile.progress import human_bytes, table
 from quasitile.recipe import resolve
 from quasitile.runtime import load_tokenizer
 
+QUASITILE = (sys.executable, "-m", "quasitile.cli")
 LIMIT_BYTES = 40 * 10**9  # of a checkpoint on this disk
 SHAPES: dict[str, dict[str, Any]] = {
     name: dict(zip(("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"), sizes, strict=True))
@@ -93,6 +95,38 @@ def measured(command: list[str]) -> tuple[int, float, float]:
     return usage.ru_maxrss * 1024, time.monotonic() - started, usage.ru_utime + usage.ru_stime
 
 
+def settings(changes: list[str]) -> list[str]:
+    """As options of a command."""
+    return [part for change in changes for part in ("--set", change)]
+
+
+def aligned(model: str, compressed: Path, args: argparse.Namespace, texts: tuple[str, str]) -> dict[str, Any]:
+    """Peak memory and seconds of recording the original and of aligning with the recording, layer by layer alone."""
+    recording, out, tokens = args.folder / "recording", args.folder / "aligned", f"num_tokens={args.tokens}"
+    record = settings([f"num_windows={args.windows}", tokens, "stream=yes"])
+    held_out, batch = max(1, args.windows // 4), max(1, args.windows // 4)
+    align = [f"layer_steps={args.layer_steps}", "num_steps=0", f"batch_size={batch}", f"held_out_windows={held_out}", tokens]
+    commands = {
+        "record": ["record", model, str(recording), *texts, *record],
+        "align": [
+            "align",
+            str(compressed),
+            str(args.folder / "aligned"),
+            "--teacher",
+            str(recording),
+            *texts,
+            *settings(align),
+        ],
+    }
+    found: dict[str, Any] = {"layer_steps": args.layer_steps}
+    for name, command in commands.items():
+        found[f"{name}_peak_memory_bytes"], _, found[f"{name}_cpu_seconds"] = measured([*QUASITILE, *command])
+    summary = read_json(out / "summary.json")
+    found |= {key: summary[key] for key in ("damage_before_nats", "damage_after_nats")}
+    print(found)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shape", choices=SHAPES)
@@ -106,6 +140,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--trellis", type=int, default=8)
     parser.add_argument("--propagate", default="original", help="corrected: code layers behind coded ones")
+    parser.add_argument("--layer-steps", type=int, default=0, help="of alignment a layer; 0 for none")
     parser.add_argument("--folder", type=Path, default=Path("scale"), help="for checkpoint and result; deleted")
     parser.add_argument("--out", type=Path, default=Path("scale.jsonl"))
     args = parser.parse_args()
@@ -125,9 +160,10 @@ def main() -> None:
             f"workers={args.workers}",
             f"trellis={args.trellis}",
         ]
-        command = [sys.executable, "-m", "quasitile.cli", "compress", str(args.folder / "model"), str(out), "--text", str(text)]
-        command += ["--size", args.size, *(part for change in changes for part in ("--set", change))]
+        model, texts = str(args.folder / "model"), ("--text", str(text))
+        command = [*QUASITILE, "compress", model, str(out), *texts, "--size", args.size, *settings(changes)]
         peak, seconds, computed = measured(command)
+        alignment = aligned(model, out, args, texts) if args.layer_steps else {}
         parts = {row["part"]: row for row in read_jsonl(out / "metrics.jsonl")}
         summary = read_json(out / "summary.json")
     finally:
@@ -138,7 +174,7 @@ def main() -> None:
         "moment_mib": args.moment_mib, "trellis": args.trellis, "propagate": args.propagate,
         "target_bytes": summary["target_bytes"], "stored_bytes": summary["stored_bytes"],
         "cpu_seconds": computed, "cpu_nanoseconds_per_parameter": 1e9 * computed / count, "parts": parts,
-        "load": os.getloadavg()[0],
+        "load": os.getloadavg()[0], **alignment,
     }  # fmt: skip
     with args.out.open("a", encoding="utf-8") as lines:
         lines.write(json.dumps(line) + "\n")

@@ -1,8 +1,16 @@
 """The base of every stage's settings."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+def yes_is_a_word(value: object) -> object:
+    """YAML reads yes as true."""
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
+
+
+AutoYesNo = Annotated[Literal["auto", "yes", "no"], BeforeValidator(yes_is_a_word)]
 
 
 class Settings(BaseModel):

@@ -26,6 +26,7 @@ from quasitile.compress import CompressSettings
 from quasitile.compress.refit import pack_within
 from quasitile.compress.stack import Stack
 from quasitile.runtime import load_trainable, tiled_matrices
+from quasitile.runtime.linear import TiledMatrix
 
 MODEL = "model-00001-of-00001.safetensors"
 
@@ -217,7 +218,7 @@ def test_a_recording_holds_what_the_original_makes(recording, model_folder):
 
 
 def test_a_recording_made_layer_by_layer_is_the_same(recording, model_folder, text_file, tmp_path):
-    record(model_folder, tmp_path / "out", text=text_file, settings=recorded(stream="yes"))
+    record(model_folder, tmp_path / "out", text=text_file, settings=recorded(stream=True))  # as YAML reads yes
     ours, theirs = (Recording(folder).targets([0, 21], True) for folder in (tmp_path / "out", recording))
     torch.testing.assert_close(ours.log_probabilities, theirs.log_probabilities, rtol=1e-4, atol=1e-4)
     for a, b in zip(ours.hidden, theirs.hidden, strict=True):
@@ -286,6 +287,42 @@ def test_both_stages_read_the_same_windows_in_the_same_order():
     assert many[: len(few)] == few
     assert sorted(many[:11]) == sorted(many[11:22]) == list(range(4, 15))
     assert len(many) >= 40 * 3
+
+
+def test_layers_alone_never_have_more_than_one_in_memory(compressed, model_folder, text_file, tmp_path, monkeypatch):
+    """Nothing but one decoder layer is decoded or trainable whenever a weight is; what is stored is what was measured."""
+    students, held = [], []
+
+    def load(*args, **kwargs):
+        students.append(load_trainable(*args, **kwargs))
+        assert not any(matrix.dense.numel() for matrix in tiled_matrices(students[0][0]).values())
+        return students[0]
+
+    def watched(method):
+        def wrapper(self, *args, **kwargs):
+            method(self, *args, **kwargs)
+            if students:
+                matrices = tiled_matrices(students[0][0]).items()
+                names = [name for name, matrix in matrices if matrix.trainable or matrix.dense.numel()]
+                held.append({name.split(".layers.")[1].split(".")[0] for name in names if ".layers." in name})
+
+        return wrapper
+
+    monkeypatch.setattr(training, "load_trainable", load)
+    for name in ("execute", "make_trainable"):
+        monkeypatch.setattr(TiledMatrix, name, watched(getattr(TiledMatrix, name)))
+    out, chosen = tmp_path / "out", settings(num_steps=0, layer_steps=24, learning_rate=0.2, norm_learning_rate=0)
+    summary = align(compressed, out, teacher=model_folder, text=text_file, settings=chosen)
+    assert set.union(*held) == {str(index) for index in range(len(Stack(students[0][0]).layers))}
+    assert max(map(len, held)) == 1
+    assert summary["damage_after_nats"] == summary["damage_after_layers_nats"] != summary["damage_before_nats"]
+    stored, tokenizer = load_model(out)
+    original = training.open_teacher(
+        model_folder, tokenizer, text_file, chosen.num_tokens, chosen.seed, False, torch.device("cpu")
+    )
+    assert training.HeldOut(original, chosen).damage(stored) == pytest.approx(summary["damage_after_nats"], abs=1e-5)
+    assert summary["stored_bytes"] == stored_bytes(out) <= stored_bytes(compressed)
+    assert summary["num_tokens"] == 24 * chosen.batch_size * chosen.num_tokens
 
 
 def train_first_layer(compressed, kept, priced):

@@ -9,6 +9,8 @@ B batch, T tokens, D hidden.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +112,19 @@ def train_layer(
         errors.append(error.item())
         meter.advance(f"layer {index}, relative error {errors[-1]:.4f}")
     return errors
+
+
+@contextmanager
+def one_layer_at_a_time(model: Any) -> Iterator[None]:
+    """Forward passes decode a decoder layer's weights when it is its turn, and forget them afterwards."""
+    release(model)
+    hooks = [layer.register_forward_hook(lambda module, *_: release(module)) for layer in Stack(model).layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        release(model)
 
 
 def release(model: Any) -> None:

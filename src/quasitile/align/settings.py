@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from quasitile.align.losses import DIVERGENCES, READINGS
-from quasitile.settings import ComputeSettings, TrainSettings
+from quasitile.settings import AutoYesNo, ComputeSettings, TrainSettings
 
 
 class AlignSettings(TrainSettings):
@@ -61,7 +61,7 @@ class RecordSettings(ComputeSettings):
     batch_size: int = Field(default=8, ge=1, description="windows in a file")
     top_k: int = Field(default=64, ge=1, description="most likely next tokens kept of each; the rest is one number")
     hidden: bool = Field(default=True, description="keep hidden states too, in bf16")
-    stream: Literal["auto", "yes", "no"] = Field(
+    stream: AutoYesNo = Field(
         default="auto", description="one decoder layer at a time from disk; auto: where the model would fill the memory"
     )
     seed: int = 0

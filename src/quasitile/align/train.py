@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from quasitile.align.cutoffs import CutOffs
-from quasitile.align.layers import align_layers
+from quasitile.align.layers import align_layers, one_layer_at_a_time
 from quasitile.align.losses import hidden_loss, language_model_nats, logit_kl, top_k_kl
 from quasitile.align.optimizer import make_trainable, optimizer_of, suited_rate
 from quasitile.align.price import bit_price
@@ -58,7 +58,7 @@ def align(
     if not is_compressed(model):
         raise InputError(f"{model} is not compressed; make it with `quasitile compress`")
     device = device_of(settings.device)
-    student, tokenizer = load_trainable(model, device)
+    student, tokenizer = load_trainable(model, device, decoded=not settings.layer_steps)
     original = open_teacher(teacher, tokenizer, text, settings.num_tokens, settings.seed, settings.precision == "bf16", device)
     check(student, original, settings, model, teacher, text)
     if settings.learning_rate is None:
@@ -72,19 +72,19 @@ def align(
         resume = settings.save_every > 0 and processes.num == 1
         with stage_folder(place, "align", settings, settings.seed, resume=resume, **inputs) as stage:
             limit = sum(matrix.payload.numel() for matrix in tiled_matrices(student).values())
-            layers: dict[str, Any] = {}
-            if settings.layer_steps:
-                before = HeldOut(original, settings).damage(student)
-                rows = window_order(len(original.windows), settings.layer_steps, settings)
-                layers = {"layers": align_layers(student, original, rows, settings), "damage_before_nats": before}
+            layers = layers_first(student, original, settings) if settings.layer_steps else {}
+            if layers and not settings.num_steps:
+                if processes.first:
+                    factor = max((line["step_factor"] for line in layers["layers"]), default=1.0)
+                    found = {"damage_after_nats": layers["damage_after_layers_nats"], "step_factor": factor}
+                    conclude(stage, student, tokenizer, model, settings, {**layers, **found})
+                return stage.summary
             stored = Path(model)
             if layers and settings.shard and processes.first:  # what the shards are of, to gather them in
                 stored = stage.path / "layers"
                 stored.mkdir()
                 save_model(student, tokenizer, stored)
             run = Run(student, original, settings, processes, limit)
-            if layers:
-                layers["damage_after_layers_nats"] = run.before
             run.train(stage, inputs if resume else None)
             if run.shards is not None:
                 whole = whole_student(stored, settings, device) if processes.first else None
@@ -97,22 +97,37 @@ def align(
             after = run.held_out.damage(student)
             if stored != Path(model):
                 shutil.rmtree(stored)
-            save_model(student, tokenizer, stage.path, trainable=True)
-            source = Path(model) / "summary.json"
-            sizes = read_json(source) if source.is_file() else {}
-            known = ("original_bytes", "stored_parameters", "num_parameters")
-            stage.summary |= {key: sizes[key] for key in known if key in sizes}
-            stage.summary |= {
-                "stored_bytes": stored_bytes(stage.path),
-                "num_tokens": settings.num_steps * settings.batch_size * settings.num_tokens,
-                "learning_rate": settings.learning_rate,
-                "damage_before_nats": run.before,
-                "damage_after_nats": after,
-                "step_factor": factor,
-                **layers,
-            }
-    say(f"  damage on held-out text: {stage.summary['damage_before_nats']:.3f} -> {after:.3f} nats a token")
+            damages = {"damage_before_nats": run.before, "damage_after_nats": after, "step_factor": factor}
+            conclude(stage, student, tokenizer, model, settings, {**damages, **layers})
     return stage.summary
+
+
+def layers_first(student: Any, teacher: Teacher, settings: AlignSettings) -> dict[str, Any]:
+    """Align layer by layer, with the weights of one decoder layer in memory at a time; what the summary says of it."""
+    held_out = HeldOut(teacher, settings)
+    with one_layer_at_a_time(student):
+        before = held_out.damage(student)
+    lines = align_layers(student, teacher, window_order(len(teacher.windows), settings.layer_steps, settings), settings)
+    with one_layer_at_a_time(student):
+        return {"layers": lines, "damage_before_nats": before, "damage_after_layers_nats": held_out.damage(student)}
+
+
+def conclude(
+    stage: Stage, student: Any, tokenizer: Any, model: str | Path, settings: AlignSettings, found: dict[str, Any]
+) -> None:
+    """Store the model, packed, and what the summary says of it."""
+    save_model(student, tokenizer, stage.path, trainable=True)
+    source = Path(model) / "summary.json"
+    sizes = read_json(source) if source.is_file() else {}
+    known = ("original_bytes", "stored_parameters", "num_parameters")
+    stage.summary |= {key: sizes[key] for key in known if key in sizes}
+    stage.summary |= {
+        "stored_bytes": stored_bytes(stage.path),
+        "num_tokens": (settings.num_steps or settings.layer_steps) * settings.batch_size * settings.num_tokens,
+        "learning_rate": settings.learning_rate,
+        **found,
+    }
+    say(f"  damage on held-out text: {found['damage_before_nats']:.3f} -> {found['damage_after_nats']:.3f} nats a token")
 
 
 def check(student: Any, teacher: Teacher, settings: AlignSettings, model: object, original: object, text: object) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from quasitile.codec.factors import SVDS
 from quasitile.codec.machine import STATES
@@ -15,7 +15,7 @@ from quasitile.codec.tiling import TILINGS
 from quasitile.compress.modular import MODULES
 from quasitile.compress.order import ORDERS
 from quasitile.compress.stream import AxesSettings
-from quasitile.settings import ComputeSettings, Settings
+from quasitile.settings import AutoYesNo, ComputeSettings, Settings
 
 MIDWAY_BITS = 1.5  # a weight; above it the coded model's gradients say the same as the original's
 
@@ -55,7 +55,7 @@ class CalibrationSettings(Settings):
     num_tokens: int = Field(default=256, ge=2, description="a window")
     reading_share: float = Field(default=0.25, ge=0, lt=1, description="of the windows, made of the reading where one is given")
     batch_size: int = Field(default=8, ge=1)
-    stream: Literal["auto", "yes", "no"] = Field(
+    stream: AutoYesNo = Field(
         default="auto", description="one layer at a time from disk; auto: where the model would fill the memory"
     )
     propagate: Literal["auto", "original", "compressed", "corrected"] = Field(
@@ -76,11 +76,6 @@ class CalibrationSettings(Settings):
         """Whether gradients are taken midway where a weight gets so many bits."""
         wanted = bits <= MIDWAY_BITS and self.propagate != "original"
         return self.gradients == "midway" or (self.gradients == "auto" and wanted)
-
-    @field_validator("stream", mode="before")
-    @classmethod
-    def _yes_is_a_word(cls, value: object) -> object:
-        return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value  # YAML reads yes as true
 
     @model_validator(mode="after")
     def _compressed_is_streamed(self) -> CalibrationSettings:

@@ -223,13 +223,22 @@ def is_compressed_config(config: Any) -> bool:
     return (entry.get("quant_method") if isinstance(entry, dict) else getattr(entry, "quant_method", None)) == METHOD
 
 
-def load_trainable(model: str | Path, device: torch.device = CPU) -> tuple[Any, Any]:
+def load_trainable(model: str | Path, device: torch.device = CPU, *, decoded: bool = True) -> tuple[Any, Any]:
     """Like `load_model`, with what rounding took away where the folder has it.
+
+    Args:
+        model: A folder that quasitile wrote.
+        device: Where it computes.
+        decoded: Now; else each weight is when it is first used, and kept from then on.
 
     Raises:
         InputError: The folder's remainders do not fit its model.
     """
-    loaded, tokenizer = load_model(model, device=device)
+    loaded, tokenizer = load_model(model, device=device, execution="dense" if decoded else "lazy")
+    if not decoded:
+        for matrix in tiled_matrices(loaded).values():
+            matrix.release()
+            matrix.execution = "dense"
     remainders = read_remainders(model)
     num_states = 1
     for name, matrix in tiled_matrices(loaded).items():
