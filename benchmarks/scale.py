@@ -108,15 +108,7 @@ def aligned(model: str, compressed: Path, args: argparse.Namespace, texts: tuple
     align = [f"layer_steps={args.layer_steps}", "num_steps=0", f"batch_size={batch}", f"held_out_windows={held_out}", tokens]
     commands = {
         "record": ["record", model, str(recording), *texts, *record],
-        "align": [
-            "align",
-            str(compressed),
-            str(args.folder / "aligned"),
-            "--teacher",
-            str(recording),
-            *texts,
-            *settings(align),
-        ],
+        "align": ["align", str(compressed), str(out), "--teacher", str(recording), *texts, *settings(align)],
     }
     found: dict[str, Any] = {"layer_steps": args.layer_steps}
     for name, command in commands.items():

@@ -9,7 +9,7 @@ from quasitile.align.cutoffs import CutOffs
 from quasitile.align.settings import AlignSettings
 from quasitile.runtime import tiled_matrices
 
-FACTOR_RATE = 0.01  # of the rates that were tried the best at every size (docs/results/learning.md), as the two below
+FACTOR_RATE = 0.01  # the best of the rates that were tried, as those of entries (docs/results/learning.md)
 ENTRY_RATE, ENTRY_POWER, LARGEST_ENTRY_RATE = 0.003, -0.6, 0.004  # at a bit a weight, with the bits, below half a bit
 
 
@@ -25,9 +25,8 @@ def suited_rate(model: nn.Module) -> float:
     matrices = list(tiled_matrices(model).values())
     if all(matrix.opened().residual_transform is None for matrix in matrices):
         return FACTOR_RATE
-    bits = (
-        8 * sum(matrix.payload.numel() for matrix in matrices) / sum(matrix.shape[0] * matrix.shape[1] for matrix in matrices)
-    )
+    num_weights = sum(matrix.shape[0] * matrix.shape[1] for matrix in matrices)
+    bits = 8 * sum(matrix.payload.numel() for matrix in matrices) / num_weights
     return float(f"{min(LARGEST_ENTRY_RATE, ENTRY_RATE * bits**ENTRY_POWER):.2g}")
 
 
