@@ -7,8 +7,13 @@ import subprocess
 
 import pytest
 from tests.conftest import refused
+from typer.testing import CliRunner
 
+import quasitile as package
+from quasitile import load_recipe
 from quasitile.checkpoint import shards
+from quasitile.cli import app
+from quasitile.report import terminal
 
 
 def test_a_missing_model_folder(quasitile, text_file, tmp_path):
@@ -118,3 +123,29 @@ def test_a_size_like_a_number_of_parameters_stays_text(quasitile, model_folder, 
     status, _ = quasitile("compress", model_folder, out, "--text", text_file, "--size", "20K", *changes)
     assert status == 0
     assert (out / "summary.json").is_file()
+
+
+@pytest.mark.parametrize("command", ["align", "adapt", "tune", "run"])
+def test_report_to_is_a_setting_of_every_stage_that_trains(command, text_file, model_folder, tmp_path, monkeypatch):
+    """Given twice it is both; `run` hands it to both stages that train, beside what `--set` says."""
+    given = []
+    monkeypatch.setattr(package, command, lambda *args, **kwargs: given.append((args, kwargs)) or {})
+    monkeypatch.setattr(terminal, "print_run", lambda *args: None)
+    model, out = str(model_folder), str(tmp_path / "out")
+    places = {
+        "align": [model, out, "--teacher", model, "--text", str(text_file), "--set", "num_steps=3"],
+        "adapt": [model, str(tmp_path), out, "--text", str(text_file), "--set", "num_questions=3"],
+        "tune": [model, str(tmp_path), out, "--set", "num_steps=3"],
+        "run": ["--out", out, "--set", "seed=3"],
+    }
+    result = CliRunner().invoke(app, [command, *places[command], "--report-to", "tensorboard", "--report-to", "wandb"])
+    assert result.exit_code == 0, result.output
+    ((args, kwargs),) = given
+    if command == "run":
+        recipe = load_recipe(None, kwargs["overrides"])
+        assert recipe.seed == 3
+        assert recipe.align.report_to == recipe.adapt.report_to == ("tensorboard", "wandb")
+        return
+    settings = kwargs["settings"] if "settings" in kwargs else args[3]
+    assert settings.report_to == ("tensorboard", "wandb")
+    assert {"align": "num_steps", "adapt": "num_questions", "tune": "num_steps"}[command] in settings.model_fields_set

@@ -33,6 +33,10 @@ def located(value: Any) -> Any:
 
 
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated.")]
+ReportTo = Annotated[
+    list[str] | None,
+    typer.Option("--report-to", metavar="NAME", help="tensorboard, trackio, wandb or mlflow; may be repeated."),
+]
 Out = Annotated[Path, typer.Argument(help="The folder to make.")]
 Text = Annotated[
     Path, typer.Option("--text", callback=located, help="General text: JSON lines with a `text` key, or a text file.")
@@ -51,14 +55,21 @@ def settings_of(kind: Any, changes: Sequence[str] | None) -> Any:
     return validated(kind, content, "--set")
 
 
+def reporting(changes: Sequence[str] | None, names: Sequence[str] | None, *stages: str) -> list[str]:
+    """`--set` with what `--report-to` adds to it, for these stages of a recipe or, without any, for the settings of one."""
+    added = [f"{stage}report_to=[{', '.join(names)}]" for stage in stages or ("",)] if names else []
+    return [*(changes or ()), *added]
+
+
 @app.command()
 def run(
     recipe: Annotated[Path | None, typer.Argument(help="A YAML file; without it, the embedded demonstration.")] = None,
     out: Annotated[Path, typer.Option("--out", help="The run folder.")] = Path("run"),
+    report_to: ReportTo = None,
     changes: Set = None,
 ) -> None:
     """Everything in order: compress, align, read, adapt, evaluate, report; resumes where it stopped."""
-    summary = quasitile.run(recipe, out, overrides=changes or ())
+    summary = quasitile.run(recipe, out, overrides=reporting(changes, report_to, "align.", "adapt."))
     from quasitile.report.terminal import print_run
 
     print_run(screen, out, summary)
@@ -131,10 +142,12 @@ def align(
     out: Out,
     teacher: Annotated[str, typer.Option(callback=located, help="The original model, or what `record` kept of it.")],
     text: Text,
+    report_to: ReportTo = None,
     changes: Set = None,
 ) -> None:
     """Train the blocks to reproduce the original's hidden states and predictions; continues where it was killed."""
-    show(quasitile.align(model, out, teacher=teacher, text=text, settings=settings_of(quasitile.AlignSettings, changes)))
+    settings = settings_of(quasitile.AlignSettings, reporting(changes, report_to))
+    show(quasitile.align(model, out, teacher=teacher, text=text, settings=settings))
 
 
 @app.command()
@@ -171,10 +184,11 @@ def adapt(
     out: Out,
     text: Text,
     teacher: Annotated[str | None, typer.Option(callback=located, help="The original model, to stay close to.")] = None,
+    report_to: ReportTo = None,
     changes: Set = None,
 ) -> None:
     """Learn section by section, on the blocks that matter for each."""
-    settings = settings_of(quasitile.AdaptSettings, changes)
+    settings = settings_of(quasitile.AdaptSettings, reporting(changes, report_to))
     show(quasitile.adapt(model, reading, out, teacher=teacher, text=text, settings=settings))
 
 
@@ -184,10 +198,12 @@ def tune(
     reading: Path,
     out: Out,
     text: Annotated[Path | None, typer.Option(callback=located, help="General text to replay (replay_share).")] = None,
+    report_to: ReportTo = None,
     changes: Set = None,
 ) -> None:
     """What `adapt` is compared with: LoRA, one pass over all questions or the raw text, full fine-tuning."""
-    show(quasitile.tune(model, reading, out, settings_of(quasitile.TuneSettings, changes), text=text))
+    settings = settings_of(quasitile.TuneSettings, reporting(changes, report_to))
+    show(quasitile.tune(model, reading, out, settings, text=text))
 
 
 @app.command()
