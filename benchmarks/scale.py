@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -85,14 +85,30 @@ def make_checkpoint(config: LlamaConfig, folder: Path, seed: int) -> None:
     load_tokenizer(resolve("embedded:base")).save_pretrained(folder)
 
 
-def measured(command: list[str]) -> tuple[int, float, float]:
-    """Peak resident bytes, seconds by the clock, and seconds of computing of a command (of its own process)."""
-    started = time.monotonic()
+class Measured(NamedTuple):
+    """What a command took, in its own process: bytes, and seconds by the clock and of computing."""
+
+    peak_bytes: int
+    peak_anonymous_bytes: int  # without the pages of files, which the system drops where memory is short
+    seconds: float
+    cpu_seconds: float
+
+
+def measured(command: list[str]) -> Measured:
+    """Run a command; its anonymous memory is looked at ten times a second."""
+    started, anonymous = time.monotonic(), 0
     process = subprocess.Popen(command, env={**os.environ, "QUASITILE_QUIET": "1"}, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
+    status = Path(f"/proc/{process.pid}/status")
+    while True:
+        found, code, usage = os.wait4(process.pid, os.WNOHANG)
+        if found:
+            break
+        sizes = dict(line.split(":", 1) for line in status.read_text(encoding="utf-8").splitlines())
+        anonymous = max(anonymous, 1024 * int(sizes.get("RssAnon", "0 kB").split()[0]))
+        time.sleep(0.1)
+    if code:
         raise SystemExit(f"{' '.join(command)} failed")
-    return usage.ru_maxrss * 1024, time.monotonic() - started, usage.ru_utime + usage.ru_stime
+    return Measured(usage.ru_maxrss * 1024, anonymous, time.monotonic() - started, usage.ru_utime + usage.ru_stime)
 
 
 def settings(changes: list[str]) -> list[str]:
@@ -112,7 +128,9 @@ def aligned(model: str, compressed: Path, args: argparse.Namespace, texts: tuple
     }
     found: dict[str, Any] = {"layer_steps": args.layer_steps}
     for name, command in commands.items():
-        found[f"{name}_peak_memory_bytes"], _, found[f"{name}_cpu_seconds"] = measured([*QUASITILE, *command])
+        took = measured([*QUASITILE, *command])
+        found |= {f"{name}_peak_memory_bytes": took.peak_bytes, f"{name}_peak_anonymous_bytes": took.peak_anonymous_bytes}
+        found[f"{name}_cpu_seconds"] = took.cpu_seconds
     summary = read_json(out / "summary.json")
     found |= {key: summary[key] for key in ("damage_before_nats", "damage_after_nats")}
     print(found)
@@ -154,7 +172,7 @@ def main() -> None:
         ]
         model, texts = str(args.folder / "model"), ("--text", str(text))
         command = [*QUASITILE, "compress", model, str(out), *texts, "--size", args.size, *settings(changes)]
-        peak, seconds, computed = measured(command)
+        peak, _, seconds, computed = measured(command)
         alignment = aligned(model, out, args, texts) if args.layer_steps else {}
         parts = {row["part"]: row for row in read_jsonl(out / "metrics.jsonl")}
         summary = read_json(out / "summary.json")

@@ -316,6 +316,9 @@ def test_layers_alone_never_have_more_than_one_in_memory(compressed, model_folde
     assert set.union(*held) == {str(index) for index in range(len(Stack(students[0][0]).layers))}
     assert max(map(len, held)) == 1
     assert summary["damage_after_nats"] == summary["damage_after_layers_nats"] != summary["damage_before_nats"]
+    for name, matrix in tiled_matrices(Stack(students[0][0]).layers[0]).items():  # the last layer does not learn alone
+        for values in (matrix.payload, matrix.remainders):
+            assert values.untyped_storage().filename is not None, name  # in a file and not in memory
     stored, tokenizer = load_model(out)
     original = training.open_teacher(
         model_folder, tokenizer, text_file, chosen.num_tokens, chosen.seed, False, torch.device("cpu")

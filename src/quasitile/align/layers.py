@@ -1,13 +1,15 @@
 """Alignment block by block: each decoder layer learns to give what the original's gives, before all of them learn together.
 
 Only one layer of the student is trainable, and its gradients are the only ones, at a time; the others stay
-packed. The original need not be there: what `record` kept of it is enough.
+packed, those that have learned in files. The original need not be there: what `record` kept of it is enough.
 
 B batch, T tokens, D hidden.
 """
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,6 +64,7 @@ def align_layers(student: Any, teacher: Teacher, rows: list[int], settings: Alig
                 limit = sum(matrix.payload.numel() for matrix in tiled_matrices(layer).values())
                 errors = train_layer(stack, index, windows, place, settings, limit, meter)
                 factor = pack_within(layer, limit)
+                to_disk(layer)
                 quarter = max(1, len(errors) // 4)
                 first, last = sum(errors[:quarter]) / quarter, sum(errors[-quarter:]) / quarter
                 sizes = {"relative_error_before": first, "relative_error_after": last, "step_factor": factor}
@@ -132,6 +135,27 @@ def release(model: Any) -> None:
     for matrix in tiled_matrices(model).values():
         if not matrix.trainable:
             matrix.dense = matrix.dense.new_empty(0)
+
+
+def to_disk(layer: Any) -> None:
+    """Move what a layer stores, and what rounding took away from it, out of memory, so that neither adds up over layers."""
+    for matrix in tiled_matrices(layer).values():
+        matrix.payload = on_disk(matrix.payload)
+        if matrix.remainders is not None:
+            matrix.remainders = on_disk(matrix.remainders)
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None  # of glibc
+    if trim is not None:
+        trim(0)  # what a layer took is scattered: without this, the next one finds half of it unusable
+
+
+def on_disk(values: Tensor) -> Tensor:
+    """The same values, mapped from a file that lives as long as they do; as they are where they are not on the CPU."""
+    if not values.numel() or values.device.type != "cpu":
+        return values
+    with tempfile.NamedTemporaryFile() as file:
+        values.contiguous().numpy().tofile(file)
+        file.flush()
+        return torch.from_file(file.name, shared=True, size=values.numel(), dtype=values.dtype).view(values.shape)
 
 
 @torch.no_grad()
