@@ -65,6 +65,7 @@ def align_layers(student: Any, teacher: Teacher, rows: list[int], settings: Alig
                 errors = train_layer(stack, index, windows, place, settings, limit, meter)
                 factor = pack_within(layer, limit)
                 to_disk(layer)
+                trim_memory()
                 quarter = max(1, len(errors) // 4)
                 first, last = sum(errors[:quarter]) / quarter, sum(errors[-quarter:]) / quarter
                 sizes = {"relative_error_before": first, "relative_error_after": last, "step_factor": factor}
@@ -143,9 +144,13 @@ def to_disk(layer: Any) -> None:
         matrix.payload = on_disk(matrix.payload)
         if matrix.remainders is not None:
             matrix.remainders = on_disk(matrix.remainders)
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None  # of glibc
+
+
+def trim_memory() -> None:
+    """Give freed memory back to the system, where glibc is: it lies scattered, and would grow with every layer."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
-        trim(0)  # what a layer took is scattered: without this, the next one finds half of it unusable
+        trim(0)
 
 
 def on_disk(values: Tensor) -> Tensor:

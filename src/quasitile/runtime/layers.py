@@ -91,7 +91,7 @@ def compressible_layers(model: Any) -> tuple[dict[str, Place], dict[str, str]]:
     Returns:
         Matrices to compress, and head name -> embedding name for heads that share its weight.
     """
-    table = _input_embedding(model)
+    table = input_embedding(model)
     skipped = routers(model)
     found = [place for path, module in model.named_modules() if module not in skipped for place in _places(path, module, table)]
     embedding = next((place for place in found if place.kind == "embedding"), None)
@@ -103,10 +103,11 @@ def compressible_layers(model: Any) -> tuple[dict[str, Place], dict[str, str]]:
     return {place.name: place for place in found if place.name not in tied}, tied
 
 
-def _input_embedding(model: Any) -> nn.Module | None:
+def input_embedding(model: Any) -> nn.Module | None:
+    """The module that tokens are read with; nothing of a plain module, or of a model that reads no tokens."""
     try:
         return model.get_input_embeddings()
-    except (AttributeError, NotImplementedError):  # a plain module, or a model that reads no tokens
+    except (AttributeError, NotImplementedError):
         return None
 
 

@@ -16,7 +16,7 @@ from quasitile.errors import InputError
 from quasitile.progress import say
 from quasitile.runtime.device import CPU, put_on
 from quasitile.runtime.execution import execution as executing
-from quasitile.runtime.layers import compressible_layers
+from quasitile.runtime.layers import compressible_layers, input_embedding
 from quasitile.runtime.linear import TiledMatrix, tiled_matrices
 from quasitile.runtime.plugin import METHOD, describe, finish_folder, tied_heads
 
@@ -99,7 +99,7 @@ def check_vocabulary(model: str | Path, loaded: Any, num_tokens: int) -> None:
     Raises:
         InputError: The embedding has fewer rows.
     """
-    table = loaded.get_input_embeddings() if hasattr(loaded, "get_input_embeddings") else None
+    table = input_embedding(loaded)
     rows = getattr(table, "num_embeddings", num_tokens)
     if num_tokens > rows:
         raise InputError(
