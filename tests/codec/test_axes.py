@@ -23,7 +23,7 @@ from quasitile.codec.axes import (
 from quasitile.codec.coding import Coding
 from quasitile.codec.factors import scale_values
 from quasitile.codec.matrix import decode_matrix, encode_matrix
-from quasitile.codec.packing import estimated_bytes, pack, unpack
+from quasitile.codec.packing import pack, unpack
 from quasitile.codec.tiling import TILINGS
 from quasitile.runtime import TiledMatrix
 
@@ -76,7 +76,6 @@ def test_the_predicted_damage_is_the_damage_and_bytes_come_back(kind, span, max_
     assert torch.equal(decode_matrix(back), decode_matrix(found))
     assert back.axes is not None
     assert back.axes.kind == kind
-    assert pack(found).numel() == pytest.approx(estimated_bytes(found), rel=0.08)
 
 
 def test_stored_axes_are_counted_and_free_ones_are_not():

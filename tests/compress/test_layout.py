@@ -9,7 +9,7 @@ import torch
 from quasitile.codec.block import Tile
 from quasitile.codec.coding import Coding
 from quasitile.codec.matrix import encode_matrix, scaled
-from quasitile.codec.packing import estimated_bytes
+from quasitile.codec.packing import pack
 from quasitile.codec.tiling import SUPERTILE_LEVEL, TILINGS, hierarchical, level_width, long_width
 from quasitile.compress.allocate import Job
 from quasitile.compress.calibrate import Moments
@@ -74,7 +74,7 @@ def test_the_cost_of_tiles_is_what_coding_them_costs(coding):
         tiling = TILINGS[name](*job.weight.shape, SHORT, 0)
         expected = sum(tile_cost(problem, powers, tile, step, coding) for tile in tiling.tiles)
         coded, damage = encode_matrix(job.weight, tiling, job.moments.inputs, job.moments.outputs, step, coding)
-        actual = 2 * damage + step**2 * math.log(2) / 6 * 8 * estimated_bytes(coded)
+        actual = 2 * damage + step**2 * math.log(2) / 6 * 8 * pack(coded).numel()
         assert expected == pytest.approx(actual, rel=0.15), name
 
 

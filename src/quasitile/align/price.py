@@ -16,7 +16,7 @@ from torch import Tensor
 
 from quasitile.align.processes import Processes
 from quasitile.align.sharding import Shards, local
-from quasitile.codec.packing import estimated_bytes
+from quasitile.codec.packing import pack
 from quasitile.runtime import TiledMatrix
 
 ROUNDING_POWER = 1 / 12  # mean square that a code of 0 stands for
@@ -80,12 +80,12 @@ class BitPrice:
 
     def follow(self) -> int:
         """Measure the size, move the price towards the one that keeps the limit, and return the size in bytes."""
-        size = 0.0
+        size = 0
         for matrix in self.matrices:
             with self.shards.whole(matrix) if self.shards is not None else nullcontext():
-                size += estimated_bytes(matrix.coded())
+                size += pack(matrix.coded()).numel()
         self.nats_per_bit *= math.exp(max(-1.0, min(1.0, RESPONSE * (size / (AIM * self.limit_bytes) - 1))))
-        return round(size)
+        return size
 
 
 def bit_price(

@@ -19,7 +19,7 @@ from quasitile.codec import entropy
 from quasitile.codec.axes import KLT, MAX_BASIS_CODE, SORTED, Axes, order_of_scales
 from quasitile.codec.block import CodedMatrix, Tiling, symbols
 from quasitile.codec.entropy import Statistics, encode_bytes, fit
-from quasitile.codec.factors import MAX_CODE, code_bits, spread_before_rounding
+from quasitile.codec.factors import MAX_CODE, spread_before_rounding
 from quasitile.codec.machine import codes_of
 from quasitile.codec.payload import (
     FACTORS,
@@ -43,21 +43,6 @@ def spread_codes(codes: Tensor) -> Tensor:
     """One byte for the spread of the normal distribution behind each column of codes (rows x R)."""
     spread = spread_before_rounding(codes.double().square().mean(0).sqrt())
     return (spread.log2() * SPREAD_OCTAVE + SPREAD_CENTRE).round().clamp(0, 255).to(torch.uint8)
-
-
-def estimated_bytes(coded: CodedMatrix) -> float:
-    """About what `pack` would take, from entropies; faster than packing."""
-    bits = sum(code_bits(codes) for block in coded.blocks for codes in (block.left, block.right) if codes.numel())
-    residual = _residual(coded)
-    if residual is not None:
-        codes, quantisers, statistics = residual
-        bits += entropy.code_bits(codes, quantisers, statistics)
-        bits += 8 * len(encode_bytes(statistics.row_levels) + encode_bytes(statistics.column_levels))
-    scales = len(encode_bytes(coded.row_scales.numpy()) + encode_bytes(coded.column_scales.numpy()))
-    corners = len(zlib.compress(tile_corners(coded.tiling).tobytes(), 9))
-    axes = sum(len(part) for part in _axes_parts(coded.axes))
-    components = sum(block.rank for block in coded.blocks)
-    return bits / 8 + HEADER.size + axes + scales + corners + 12 * len(coded.blocks) + 4 * components
 
 
 def tile_corners(tiling: Tiling) -> NDArray[np.uint32]:

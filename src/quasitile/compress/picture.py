@@ -7,7 +7,7 @@ from typing import Any
 from xml.sax.saxutils import escape
 
 from quasitile.codec.block import Block, CodedMatrix, Tile, Tiling
-from quasitile.codec.packing import code_bits
+from quasitile.codec.factors import code_bits
 
 # Light enough for dark lines between them, and apart for colour-blind readers (after Paul Tol's "light" scheme).
 COLOURS = ("#77aadd", "#ee8866", "#eedd88", "#44bb99", "#ffaabb", "#99ddff", "#bbcc33", "#c5a3d9")
