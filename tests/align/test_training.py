@@ -358,6 +358,7 @@ def test_the_price_of_a_bit_adds_the_gradient_of_the_coders_cost(compressed):
     block.residual.grad = torch.zeros_like(block.residual)
     price.add_gradients()
     torch.testing.assert_close(block.residual.grad.double(), codes.grad, rtol=1e-5, atol=1e-12)
+    assert price.follow() == price.limit_bytes  # what is stored, to the byte
     at_first = price.nats_per_bit
     price.limit_bytes //= 2
     assert price.follow() > price.limit_bytes

@@ -105,9 +105,10 @@ def compressible_layers(model: Any) -> tuple[dict[str, Place], dict[str, str]]:
 
 def input_embedding(model: Any) -> nn.Module | None:
     """The module that tokens are read with; nothing of a plain module, or of a model that reads no tokens."""
+    look = getattr(model, "get_input_embeddings", None)
     try:
-        return model.get_input_embeddings()
-    except (AttributeError, NotImplementedError):
+        return look() if look is not None else None
+    except NotImplementedError:  # what Transformers raises where there is none
         return None
 
 
