@@ -64,6 +64,7 @@ SECTIONS: dict[str, dict[str, Any]] = {
     "sections, never beyond the allowance": {"overshoot": 1.0},
     "sections, half the rate, never beyond the allowance": {"learning_rate": HALF, "overshoot": 1.0},
     "sections, no replay": {"replay_weight": 0.0, "replay_windows": 0, "forget_nats": 100.0, "gate_nats": 100.0},
+    "sections, replay weighs 1": {"replay_weight": 1.0},
     "sections, their text too": {"text_weight": 1.0},
     **{f"sections, {order}": {"order": order} for order in ORDERS if order != "cyclic"},
 }
@@ -88,6 +89,7 @@ OTHERS: dict[str, tuple[bool, dict[str, Any]]] = {
             ("LoRA, compressed", {"train": "lora", "learning_rate": 5e-3}),
             ("LoRA, compressed, a tenth replayed", {"train": "lora", "learning_rate": 5e-3, "replay_share": 0.1}),
             ("one pass, compressed, half the rate", {"train": "full", "learning_rate": HALF}),
+            ("LoRA, compressed, a third replayed", {"train": "lora", "learning_rate": 5e-3, "replay_share": 1 / 3}),
             (
                 "one pass, compressed, half the rate, a tenth replayed",
                 {"train": "full", "learning_rate": HALF, "replay_share": 0.1},
@@ -171,7 +173,7 @@ class Bench:
                 "num_revisited": 12,
                 "text_weight": 0.0,
                 "text_tokens": 96,
-                "replay_windows": 1,
+                "replay_windows": 4,
                 "replay_tokens": 96,
                 "gate_nats": self.args.forget,
                 "forget_nats": self.args.forget,

@@ -16,7 +16,7 @@ from quasitile.adapt.draw import draw_back
 from quasitile.adapt.examples import IGNORED, answer_tokens, padded
 from quasitile.adapt.reader import PASS_TOKENS, open_reader, prepare, without_shards
 from quasitile.adapt.select import SELECTIONS, gradient_powers, rank_blocks, usage
-from quasitile.adapt.teach import gradients, replayed_passes, taught_passes, teach
+from quasitile.adapt.teach import gradients, replayed_passes, taught_passes, teach, weigh
 from quasitile.adapt.train import Course, costs_too_much
 from quasitile.align.losses import language_model_nats, logit_kl
 from quasitile.align.sharding import local
@@ -379,9 +379,20 @@ def test_passes_of_like_length_give_the_gradient_of_one_batch(
     for name, loss in (("loss_nats", answers), ("text_nats", of_text), ("replay_nats", replayed)):
         assert found[name].item() == pytest.approx(loss.item(), rel=1e-4), name
     assert found["tokens"] == sum(len(ids) for ids, _ in reader.rows(lesson.records)) + text.numel() + windows.numel()
-    wanted = torch.autograd.grad(answers + 0.25 * of_text + replayed, reader.learning())
+    wanted = torch.autograd.grad(answers + 0.25 * of_text + 10 * replayed, reader.learning())
     for values, theirs in zip(reader.learning(), wanted, strict=True):
         torch.testing.assert_close(values.grad, theirs, rtol=2e-3, atol=2e-6)
+
+
+@pytest.mark.parametrize("asked, weight", [(None, 10), (0.5, 0.5)])
+def test_replay_weighs_ten_times_as_much_where_it_imitates_the_original(
+    compressed, reading, text_file, model_folder, asked, weight
+):
+    losses = {"loss_nats": torch.tensor(1.0), "replay_nats": torch.tensor(2.0)}
+    reader = open_reader(compressed, model_folder, text_file, settings(replay_weight=asked))
+    assert weigh(reader, losses).item() == 1 + 2 * weight
+    blind = open_reader(compressed, None, text_file, settings(replay_weight=asked))
+    assert weigh(blind, losses).item() == 1 + 2 * (asked or 1)
 
 
 ALIKE = {

@@ -28,6 +28,9 @@ from quasitile.runtime.linear import RankBlock
 
 PASS_TOKENS = {"cpu": 128, "gpu": 1024}  # what a pass costs beside its tokens, in tokens; on one core measured, else estimated
 
+# Staying close to the original pulls nowhere until something is forgotten; learning replayed text does from the first step.
+REPLAY_WEIGHT, TEXT_WEIGHT = 10.0, 1.0
+
 
 @dataclass
 class Reader:
@@ -57,6 +60,13 @@ class Reader:
     def limit(self) -> int:
         """Tokens that the model can see at once."""
         return self.model.config.max_position_embeddings
+
+    @property
+    def replay_weight(self) -> float:
+        """Of replayed text in a step."""
+        if self.settings.replay_weight is not None:
+            return self.settings.replay_weight
+        return REPLAY_WEIGHT if self.teacher is not None else TEXT_WEIGHT
 
     def half_precision(self) -> torch.autocast:
         """bf16 for products where the settings say so."""
@@ -101,7 +111,7 @@ class Reader:
 
     def draw_replay(self) -> Tensor:
         """Windows of general text for a step, (B, T); none where it does not count."""
-        count = self.settings.replay_windows if self.settings.replay_weight else 0
+        count = self.settings.replay_windows if self.replay_weight else 0
         return self.replay[[self.rng.randrange(len(self.replay)) for _ in range(count)]]
 
     def mean_over(self, windows: Tensor, nats: Callable[[Tensor], float]) -> float:

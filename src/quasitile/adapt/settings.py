@@ -25,7 +25,11 @@ class AdaptSettings(TrainSettings):
     trace: Literal["none", "before", "after"] = Field(default="none", description="where the reasoning trace is trained")
     text_weight: float = Field(default=0.25, ge=0, description="of the section's own text")
     text_tokens: int = Field(default=256, ge=2, description="of the section's text in a step")
-    replay_weight: float = Field(default=1.0, ge=0, description="of staying close to the teacher on general text")
+    replay_weight: float | None = Field(
+        default=None,
+        ge=0,
+        description="of staying close to the original on general text; nothing for 10, or 1 where it is not given",
+    )
     replay_windows: int = Field(default=4, ge=0, description="of general text in a step")
     replay_tokens: int = Field(default=128, ge=2, description="a window")
     select: Literal[*SELECTIONS] = Field(default="gradient", description="which blocks learn from a section")  # type: ignore[valid-type]

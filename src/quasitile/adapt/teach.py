@@ -68,7 +68,7 @@ def teach(
 def weigh(reader: Reader, losses: dict[str, Tensor]) -> Tensor:
     """The weighted sum of the losses that are there."""
     settings = reader.settings
-    weights = (1.0, settings.text_weight, settings.replay_weight, settings.guidance_weight)
+    weights = (1.0, settings.text_weight, reader.replay_weight, settings.guidance_weight)
     found = [weight * losses[name] for name, weight in zip(LOSSES, weights, strict=True) if name in losses]
     return torch.stack(found).sum()
 
