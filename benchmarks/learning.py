@@ -173,7 +173,8 @@ class Bench:
                 "num_revisited": 12,
                 "text_weight": 0.0,
                 "text_tokens": 96,
-                "replay_windows": 4,
+                "replay_windows": self.args.replay_windows or 4,
+                "replay_weight": self.args.replay_weight,
                 "replay_tokens": 96,
                 "gate_nats": self.args.forget,
                 "forget_nats": self.args.forget,
@@ -252,6 +253,8 @@ def main() -> None:
     parser.add_argument(
         "--forget", type=float, default=0.1, help="nats of general text that a section, and the whole reading, may cost"
     )
+    parser.add_argument("--replay-windows", type=int, help="that `sections` replays in a step; 4")
+    parser.add_argument("--replay-weight", type=float, help="of them; the default of `adapt`")
     parser.add_argument("--questions", type=int, default=48, help="of a kind that are asked")
     parser.add_argument("--scored", type=int, default=4096, help="tokens of each text")
     parser.add_argument("--seeds", type=int, default=3)
@@ -261,6 +264,8 @@ def main() -> None:
     args = parser.parse_args()
     results = Results(args.out)
     setting = {key: getattr(args, key) for key in ("size", "sections", "facts", "steps", "rate", "forget", "papers")}
+    replay = {key: getattr(args, key) for key in ("replay_windows", "replay_weight")}
+    setting |= {key: value for key, value in replay.items() if value is not None}
     if args.table:
         print(table(results.find(setting)))
         return
