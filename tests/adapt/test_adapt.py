@@ -384,7 +384,7 @@ def test_passes_of_like_length_give_the_gradient_of_one_batch(
         torch.testing.assert_close(values.grad, theirs, rtol=2e-3, atol=2e-6)
 
 
-@pytest.mark.parametrize("asked, weight", [(None, 10), (0.5, 0.5)])
+@pytest.mark.parametrize(("asked", "weight"), [(None, 10), (0.5, 0.5)])
 def test_replay_weighs_ten_times_as_much_where_it_imitates_the_original(
     compressed, reading, text_file, model_folder, asked, weight
 ):
