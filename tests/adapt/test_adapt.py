@@ -395,6 +395,16 @@ def test_replay_weighs_ten_times_as_much_where_it_imitates_the_original(
     assert weigh(blind, losses).item() == 1 + 2 * (asked or 1)
 
 
+@pytest.mark.parametrize("size", ["25%", "12.5%"])
+def test_the_learning_rate_halves_with_every_bit_as_a_rounding_step_doubles(model_folder, reading, text_file, tmp_path, size):
+    folder = plainly_compressed(model_folder, tmp_path / "compressed", text_file, size)
+    matrices = tiled_matrices(load_model(folder)[0]).values()
+    bits = 8 * sum(m.payload.numel() for m in matrices) / sum(m.shape[0] * m.shape[1] for m in matrices)
+    found = open_reader(folder, model_folder, text_file, settings()).settings.learning_rate
+    assert found == pytest.approx(0.01 * 2 ** (bits - 4), rel=0.05)
+    assert open_reader(folder, model_folder, text_file, settings(learning_rate=0.3)).settings.learning_rate == 0.3
+
+
 ALIKE = {
     "order": "cyclic",
     "steps_per_section": 2,

@@ -17,12 +17,14 @@ from quasitile.adapt.examples import Expected, Row, answer_loss, answer_tokens, 
 from quasitile.adapt.select import SELECTIONS, gradient_power, gradient_powers, learning_parts, rank_blocks, usage
 from quasitile.adapt.settings import AdaptSettings
 from quasitile.align.losses import language_model_nats
+from quasitile.align.optimizer import bits_with_residual
 from quasitile.align.processes import Processes
 from quasitile.align.sharding import Shards, local
 from quasitile.align.steps import enable_checkpointing, expected_nats, half_precision, held_out_nats
 from quasitile.compress.text import read_texts, token_windows
 from quasitile.errors import InputError
 from quasitile.evaluate.batches import like_lengths
+from quasitile.progress import say
 from quasitile.runtime import device_of, load_model, load_trainable, tiled_matrices
 from quasitile.runtime.linear import RankBlock
 
@@ -30,6 +32,7 @@ PASS_TOKENS = {"cpu": 128, "gpu": 1024}  # what a pass costs beside its tokens, 
 
 # Staying close to the original pulls nowhere until something is forgotten; learning replayed text does from the first step.
 REPLAY_WEIGHT, TEXT_WEIGHT = 10.0, 1.0
+RATE, RATE_BITS, MOST_BITS = 0.01, 4, 8  # at so many bits a weight; and as many as were tried
 
 
 @dataclass
@@ -238,6 +241,9 @@ def open_reader(model: str | Path, teacher: str | Path | None, text: str | Path,
     if settings.shard:
         processes.check_shards("adapt")
     student, tokenizer = load_trainable(model, device)
+    if settings.learning_rate is None:
+        settings = settings.model_copy(update={"learning_rate": reading_rate(student)})
+        say(f"  learning_rate={settings.learning_rate:g}, which suits this model")
     original = open_original(teacher, device)
     windows = token_windows(tokenizer, read_texts(text), settings.replay_tokens, 10**9, settings.seed, from_end=True)
     gate = processes.num * math.ceil(settings.gate_windows / processes.num)  # every process as many
@@ -252,6 +258,18 @@ def open_reader(model: str | Path, teacher: str | Path | None, text: str | Path,
     placeholder = torch.optim.SGD([torch.zeros(1)], lr=1.0)
     rng = random.Random(settings.seed)
     return Reader(student, tokenizer, original, replay, watched, judged, settings, [], [], placeholder, rng, processes)
+
+
+def reading_rate(model: nn.Module) -> float:
+    """The learning rate of the codes, in rounding steps, that suits a compressed model.
+
+    With every bit a rounding step halves, so that twice as much of it moves a weight as far.
+
+    Args:
+        model: Not trainable yet.
+    """
+    bits = bits_with_residual(model)
+    return RATE if bits is None else float(f"{RATE * 2 ** (min(bits, MOST_BITS) - RATE_BITS):.2g}")
 
 
 def open_original(teacher: str | Path | None, device: torch.device) -> Any:
@@ -297,6 +315,7 @@ def prepare(reader: Reader) -> None:
         InputError: No block has what is to learn.
     """
     settings = reader.settings
+    assert settings.learning_rate is not None  # `open_reader` chooses it
     make_trainable(reader.model, settings)
     reader.blocks = [block for block in rank_blocks(reader.model) if learning_parts(block, settings.trains)]
     if settings.checkpointing:

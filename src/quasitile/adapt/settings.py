@@ -34,7 +34,9 @@ class AdaptSettings(TrainSettings):
     replay_tokens: int = Field(default=128, ge=2, description="a window")
     select: Literal[*SELECTIONS] = Field(default="gradient", description="which blocks learn from a section")  # type: ignore[valid-type]
     select_share: float = Field(default=0.5, gt=0, le=1, description="of the blocks that learn from a section")
-    learning_rate: float = Field(default=0.01, gt=0, description="rounding steps a step of Adam")
+    learning_rate: float | None = Field(
+        default=None, gt=0, description="rounding steps a step of Adam; nothing for what suits the model's bits: 0.01 at 4"
+    )
     jitter: float = Field(
         default=0.45, ge=0, lt=0.5, description="how far coefficients start from their whole numbers, at random"
     )

@@ -22,12 +22,17 @@ def suited_rate(model: nn.Module) -> float:
     Args:
         model: Not trainable yet.
     """
+    bits = bits_with_residual(model)
+    return FACTOR_RATE if bits is None else float(f"{min(LARGEST_ENTRY_RATE, ENTRY_RATE * bits**ENTRY_POWER):.2g}")
+
+
+def bits_with_residual(model: nn.Module) -> float | None:
+    """Bits a weight of a compressed model that is not trainable yet; nothing where it has factors alone."""
     matrices = list(tiled_matrices(model).values())
     if all(matrix.opened().residual_transform is None for matrix in matrices):
-        return FACTOR_RATE
+        return None
     num_weights = sum(matrix.shape[0] * matrix.shape[1] for matrix in matrices)
-    bits = 8 * sum(matrix.payload.numel() for matrix in matrices) / num_weights
-    return float(f"{min(LARGEST_ENTRY_RATE, ENTRY_RATE * bits**ENTRY_POWER):.2g}")
+    return 8 * sum(matrix.payload.numel() for matrix in matrices) / num_weights
 
 
 def make_trainable(module: nn.Module, settings: AlignSettings) -> None:
