@@ -36,7 +36,7 @@ FOLDERS = {
 }
 DENSE = "adapted-dense"  # what has read as a dense checkpoint, while it is compressed further
 TYPICAL_BYTES = 2**34  # any number does, to see whether a size is one
-LEAST_TO_LEARN = 18.75  # per cent of the bytes: three bits a weight (docs/results/learning.md)
+LEAST_TO_LEARN = 12.5  # per cent of the bytes: two bits a weight; not tried below (docs/results/learning.md)
 TITLES = {
     "inspect": "look at the model",
     "sample": "sample general text from the model",
@@ -95,10 +95,10 @@ def ready_to_learn(recipe: Recipe) -> Recipe:
 
 
 def hint_at_finish(recipe: Recipe) -> None:
-    """Say where a model is to read at a size at which reading teaches little."""
+    """Say where a model is to read at a size at which reading may teach little."""
     size = recipe.compress.size.strip()
     if size.endswith("%") and float(size[:-1]) < LEAST_TO_LEARN and not recipe.finish.size:
-        say(f"  reading teaches little at compress.size={size}; better read at 25% (docs/learning.md): finish.size={size}")
+        say(f"  reading may teach little at compress.size={size}; better read at 25% (docs/learning.md): finish.size={size}")
 
 
 def grows(compress: str, finish: str) -> bool:
