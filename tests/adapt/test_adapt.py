@@ -10,6 +10,7 @@ import torch
 from tests.conftest import join_two_processes, plainly_compressed, read_paper
 
 from quasitile import AdaptSettings, CompressSettings, InputError, adapt, compress, load_model
+from quasitile.adapt import reader as reader_module
 from quasitile.adapt import train
 from quasitile.adapt.curriculum import ORDERS, Lesson, read_lessons, rounds, spread
 from quasitile.adapt.draw import draw_back
@@ -403,6 +404,12 @@ def test_the_learning_rate_halves_with_every_bit_as_a_rounding_step_doubles(mode
     found = open_reader(folder, model_folder, text_file, settings()).settings.learning_rate
     assert found == pytest.approx(0.01 * 2 ** (bits - 4), rel=0.05)
     assert open_reader(folder, model_folder, text_file, settings(learning_rate=0.3)).settings.learning_rate == 0.3
+
+
+@pytest.mark.parametrize(("bits", "rate"), [(None, 0.01), (4, 0.01), (2, 0.0025), (8, 0.16), (16, 0.16)])
+def test_the_learning_rate_of_factors_alone_and_of_more_bits_than_were_tried(monkeypatch, bits, rate):
+    monkeypatch.setattr(reader_module, "bits_with_residual", lambda _: bits)
+    assert reader_module.reading_rate(torch.nn.Linear(2, 2)) == rate
 
 
 ALIKE = {
