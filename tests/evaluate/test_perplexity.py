@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from quasitile.evaluate.perplexity import text_loss, token_stream, windows
+from quasitile.evaluate.perplexity import spread_windows, text_loss, token_stream, windows
 
 TEXTS = ["The band gap is 1.55 eV.", "", "Zr doping lowers it; μ-Raman shows 520 cm^-1.", "x" * 20]
 
@@ -59,3 +59,32 @@ def test_training_mode_is_restored(model, tokenizer):
 def test_no_text_is_an_error(model, tokenizer):
     with pytest.raises(ValueError, match="no token"):
         text_loss(model, tokenizer, ["", ""])
+
+
+@pytest.mark.parametrize(("length", "max_tokens", "num_windows"), [(5, 20, 4), (5, 23, 4), (50, 9, 1), (10, 40, 4)])
+def test_spread_windows_come_from_all_of_the_texts(tokenizer, length, max_tokens, num_windows):
+    texts = ["".join(f"{number:04d} " for number in range(first, first + 10)) for first in range(0, 400, 10)]
+    stream, _ = token_stream(tokenizer, texts)
+    batches, num_characters = spread_windows(tokenizer, texts, length, max_tokens, 3)
+    found = [row for batch in batches for row in batch.tolist()]
+    every = [stream[start : start + min(length, max_tokens) + 1] for start in range(0, len(stream), min(length, max_tokens))]
+    places = [every.index(row) for row in found]
+    assert len(found) == num_windows
+    assert places[0] == 0 and (num_windows == 1 or places[-1] >= len(every) * (num_windows - 1) // num_windows - 1)
+    steps = {after - before for before, after in zip(places, places[1:], strict=False)}
+    assert not steps or max(steps) - min(steps) <= 1  # evenly
+    assert num_characters == sum(len(tokenizer.decode(row[1:])) for row in found)
+
+
+def test_spread_windows_of_few_tokens_are_all_of_them(model, tokenizer):
+    everything = text_loss(model, tokenizer, TEXTS, length=8)
+    assert text_loss(model, tokenizer, TEXTS, length=8, max_tokens=10_000, spread=True) == everything
+
+
+def test_a_spread_loss_is_the_mean_over_its_windows(model, tokenizer):
+    report = text_loss(model, tokenizer, TEXTS, length=4, max_tokens=12, batch_size=2, spread=True)
+    batches, _ = spread_windows(tokenizer, TEXTS, 4, 12, 1)
+    with torch.no_grad():
+        nats = [naive_nats(model, batch[0].tolist(), 4) for batch in batches]
+    assert report["num_tokens"] == 12
+    assert report["nats_per_token"] == pytest.approx(sum(nats) / 12, rel=1e-5)

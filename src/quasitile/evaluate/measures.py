@@ -11,12 +11,13 @@ from torch import Tensor
 
 from quasitile.checkpoint import stored_bytes
 from quasitile.evaluate.answers import answer_report, ask
+from quasitile.evaluate.batches import window_length
 from quasitile.evaluate.battery import SPLITS, Battery
 from quasitile.evaluate.choices import choice_report
 from quasitile.evaluate.cost import model_folder, resident_bytes, running_cost, stored_parameters
 from quasitile.evaluate.divergence import States, model_states, state_divergence
 from quasitile.evaluate.generation import greedy_tokens
-from quasitile.evaluate.perplexity import text_loss, token_stream, windows
+from quasitile.evaluate.perplexity import spread_windows, text_loss
 from quasitile.evaluate.probe import entity_f1
 from quasitile.evaluate.properties import property_report
 from quasitile.evaluate.settings import EvaluateSettings
@@ -76,8 +77,9 @@ def comparison_batches(subject: Subject) -> list[Tensor]:
     texts, settings = subject.battery.general or subject.battery.domain, subject.settings
     if not texts:
         return []
-    stream, _ = token_stream(subject.tokenizer, texts, settings.divergence_tokens)
-    return [window[:, :-1] for window in windows(stream, min(settings.length, settings.divergence_tokens), 1)]
+    length, num_tokens = window_length(subject.model, settings.length), settings.divergence_tokens
+    batches, _ = spread_windows(subject.tokenizer, texts, min(length, num_tokens), num_tokens, 1)
+    return [window[:, :-1] for window in batches]
 
 
 def measure_general(subject: Subject) -> dict[str, float]:
@@ -91,11 +93,13 @@ def measure_domain(subject: Subject) -> dict[str, float]:
 
 
 def measure_text(subject: Subject, texts: list[str], max_tokens: int) -> dict[str, float]:
-    """`text_loss` with the settings' limits, or nothing."""
+    """`text_loss` with the settings' limits, on windows from all of the texts; nothing where there are none."""
     length, batch_size = subject.settings.length, subject.settings.batch_size
     if not texts:
         return {}
-    return text_loss(subject.model, subject.tokenizer, texts, length=length, max_tokens=max_tokens, batch_size=batch_size)
+    return text_loss(
+        subject.model, subject.tokenizer, texts, length=length, max_tokens=max_tokens, batch_size=batch_size, spread=True
+    )
 
 
 def measure_divergence(subject: Subject) -> dict[str, Any]:

@@ -14,7 +14,14 @@ from quasitile.evaluate.batches import encode, inference, start_token, window_le
 
 
 def text_loss(
-    model: Any, tokenizer: Any, texts: Iterable[str], *, length: int = 512, max_tokens: int | None = None, batch_size: int = 8
+    model: Any,
+    tokenizer: Any,
+    texts: Iterable[str],
+    *,
+    length: int = 512,
+    max_tokens: int | None = None,
+    batch_size: int = 8,
+    spread: bool = False,
 ) -> dict[str, float]:
     """Sum the negative log-likelihood over non-overlapping windows of a stream of texts.
 
@@ -25,10 +32,11 @@ def text_loss(
     Args:
         model: A causal language model of Transformers.
         tokenizer: Its tokenizer.
-        texts: The texts; no more of them are read than `max_tokens` needs.
+        texts: The texts; no more of them are read than `max_tokens` needs, unless windows are spread.
         length: Predicted tokens a window, at most what the model can see.
         max_tokens: Predicted tokens altogether; `None` takes all.
         batch_size: Windows in one forward pass.
+        spread: Whether `max_tokens` are windows spread evenly over all texts, instead of the first tokens.
 
     Returns:
         `nats_per_token`, `perplexity` (its exponential), `bits_per_character` (all nats over the
@@ -37,14 +45,19 @@ def text_loss(
     Raises:
         ValueError: The texts hold no token.
     """
-    stream, num_characters = token_stream(tokenizer, texts, max_tokens)
-    num_tokens = len(stream) - 1
+    length = window_length(model, length)
+    if spread and max_tokens is not None:
+        batches, num_characters = spread_windows(tokenizer, texts, length, max_tokens, batch_size)
+    else:
+        stream, num_characters = token_stream(tokenizer, texts, max_tokens)
+        batches = list(windows(stream, length, batch_size))
+    num_tokens = sum(batch[:, 1:].numel() for batch in batches)
     if num_tokens < 1:
         raise ValueError("texts hold no token; give at least one text that is not empty")
     nats = 0.0
     with inference(model) as device:
-        for window in windows(stream, window_length(model, length), batch_size):
-            window = window.to(device)
+        for batch in batches:
+            window = batch.to(device)
             logits = model(input_ids=window[:, :-1], use_cache=False).logits
             losses = cross_entropy(logits.float().flatten(0, 1), window[:, 1:].flatten(), reduction="none")
             nats += losses.double().sum().item()
@@ -96,3 +109,25 @@ def windows(stream: list[int], length: int, batch_size: int) -> Iterable[Tensor]
         yield torch.tensor(whole[first : first + batch_size])
     if rest:
         yield torch.tensor(rest)
+
+
+def spread_windows(
+    tokenizer: Any, texts: Iterable[str], length: int, max_tokens: int, batch_size: int
+) -> tuple[list[Tensor], int]:
+    """Windows of at most `max_tokens` predicted tokens altogether, spread evenly over a stream of texts.
+
+    Texts differ more than places in one text, so these say more about all of them than the first tokens would.
+
+    Returns:
+        Batches of windows (B, T + 1), as `windows` gives them, and the characters of what is predicted; all texts
+        whole where they have no more tokens than that.
+    """
+    stream, num_characters = token_stream(tokenizer, texts)
+    if len(stream) - 1 <= max_tokens:
+        return list(windows(stream, length, batch_size)), num_characters
+    length = min(length, max_tokens)
+    num_there, num_wanted = (len(stream) - 1) // length, max_tokens // length
+    starts = [number * num_there // num_wanted * length for number in range(num_wanted)]
+    whole = [stream[start : start + length + 1] for start in starts]
+    num_characters = sum(len(tokenizer.decode(row[1:], clean_up_tokenization_spaces=False)) for row in whole)
+    return [torch.tensor(whole[first : first + batch_size]) for first in range(0, num_wanted, batch_size)], num_characters

@@ -19,11 +19,11 @@ class EvaluateSettings(ComputeSettings):
     batch_size: PositiveInt = 8
     """Windows in one forward pass."""
     general_tokens: PositiveInt = 4096
-    """The most tokens of held-out general text."""
+    """The most tokens of held-out general text, in windows spread evenly over all of it."""
     domain_tokens: PositiveInt = 2048
-    """The most tokens of held-out text of the field."""
+    """The most tokens of held-out text of the field, alike."""
     divergence_tokens: PositiveInt = 512
-    """The most tokens on which hidden states and logits are compared."""
+    """The most tokens on which hidden states and logits are compared, alike."""
     num_questions: PositiveInt = 24
     """The most questions of each split, asked without the text."""
     num_open_questions: PositiveInt = 4
