@@ -150,7 +150,7 @@ def test_a_killed_reading_goes_on_to_the_same_curve_and_bytes(compressed, readin
 
 
 def test_only_the_chosen_share_of_blocks_learns(compressed, reading, text_file, tmp_path):
-    chosen = settings(select_share=0.25, gate_nats=100, forget_nats=100)
+    chosen = settings(select="gradient", select_share=0.25, gate_nats=100, forget_nats=100)
     adapt(compressed, reading, tmp_path / "out", text=text_file, settings=chosen)
     row = metrics(tmp_path / "out")[0]
     assert row["num_blocks_trained"] == round(0.25 * row["num_blocks"])

@@ -32,7 +32,7 @@ class AdaptSettings(TrainSettings):
     )
     replay_windows: int = Field(default=4, ge=0, description="of general text in a step")
     replay_tokens: int = Field(default=128, ge=2, description="a window")
-    select: Literal[*SELECTIONS] = Field(default="gradient", description="which blocks learn from a section")  # type: ignore[valid-type]
+    select: Literal[*SELECTIONS] = Field(default="all", description="which blocks learn from a section")  # type: ignore[valid-type]
     select_share: float = Field(default=0.5, gt=0, le=1, description="of the blocks that learn from a section")
     learning_rate: float | None = Field(
         default=None, gt=0, description="rounding steps a step of Adam; nothing for what suits the model's bits: 0.01 at 4"
