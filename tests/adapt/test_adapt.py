@@ -406,8 +406,8 @@ def test_the_learning_rate_halves_with_every_bit_as_a_rounding_step_doubles(mode
     assert open_reader(folder, model_folder, text_file, settings(learning_rate=0.3)).settings.learning_rate == 0.3
 
 
-@pytest.mark.parametrize(("bits", "rate"), [(None, 0.01), (4, 0.01), (2, 0.0025), (8, 0.16), (16, 0.16)])
-def test_the_learning_rate_of_factors_alone_and_of_more_bits_than_were_tried(monkeypatch, bits, rate):
+@pytest.mark.parametrize(("bits", "rate"), [(None, 0.01), (4, 0.01), (2, 0.0025), (1, 0.0025), (8, 0.16), (16, 0.16)])
+def test_the_learning_rate_of_factors_alone_and_beyond_its_bounds(monkeypatch, bits, rate):
     monkeypatch.setattr(reader_module, "bits_with_residual", lambda _: bits)
     assert reader_module.reading_rate(torch.nn.Linear(2, 2)) == rate
 

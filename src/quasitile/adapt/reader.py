@@ -32,7 +32,8 @@ PASS_TOKENS = {"cpu": 128, "gpu": 1024}  # what a pass costs beside its tokens, 
 
 # Staying close to the original pulls nowhere until something is forgotten; learning replayed text does from the first step.
 REPLAY_WEIGHT, TEXT_WEIGHT = 10.0, 1.0
-RATE, RATE_BITS, MOST_BITS = 0.01, 4, 8  # at so many bits a weight; and as many as were tried
+RATE, RATE_BITS = 0.01, 4  # at so many bits a weight
+LEAST_BITS, MOST_BITS = 2, 8  # below, a smaller rate teaches less; above, none was tried
 
 
 @dataclass
@@ -263,13 +264,14 @@ def open_reader(model: str | Path, teacher: str | Path | None, text: str | Path,
 def reading_rate(model: nn.Module) -> float:
     """The learning rate of the codes, in rounding steps, that suits a compressed model.
 
-    With every bit a rounding step halves, so that twice as much of it moves a weight as far.
+    With every bit a rounding step halves, so that twice as much of it moves a weight as far. Below 2 bits general text has
+    more to win from replay than to lose, and the rate of 2 bits is the best that was tried (docs/results/learning.md).
 
     Args:
         model: Not trainable yet.
     """
     bits = bits_with_residual(model)
-    return RATE if bits is None else float(f"{RATE * 2 ** (min(bits, MOST_BITS) - RATE_BITS):.2g}")
+    return RATE if bits is None else float(f"{RATE * 2 ** (min(max(bits, LEAST_BITS), MOST_BITS) - RATE_BITS):.2g}")
 
 
 def open_original(teacher: str | Path | None, device: torch.device) -> Any:
