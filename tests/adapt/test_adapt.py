@@ -396,7 +396,7 @@ def test_replay_weighs_ten_times_as_much_where_it_imitates_the_original(
     assert weigh(blind, losses).item() == 1 + 2 * (asked or 1)
 
 
-@pytest.mark.parametrize("size", ["25%", "12.5%"])
+@pytest.mark.parametrize("size", ["25%", "18%"])
 def test_the_learning_rate_halves_with_every_bit_as_a_rounding_step_doubles(model_folder, reading, text_file, tmp_path, size):
     folder = plainly_compressed(model_folder, tmp_path / "compressed", text_file, size)
     matrices = tiled_matrices(load_model(folder)[0]).values()
