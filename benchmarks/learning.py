@@ -26,7 +26,6 @@ from rich.console import Console
 from quasitile import AdaptSettings, CompressSettings, adapt, compress, load_model, read
 from quasitile.adapt.curriculum import ORDERS
 from quasitile.baselines import TuneSettings, tune
-from quasitile.baselines.tuning import load_tuned
 from quasitile.compress.text import read_texts
 from quasitile.evaluate import EvaluateSettings, text_loss
 from quasitile.evaluate.answers import answer_report, ask
@@ -205,7 +204,7 @@ class Bench:
         started = time.monotonic()
         summary = tune(base, self.reading, out, settings, text=self.text)
         seconds = time.monotonic() - started
-        figures = self.score(*load_tuned(out, base))
+        figures = self.score(*load_model(out))
         speed = round(summary["num_tokens"] / summary["train_seconds"], 1)
         kept = {key: summary[key] for key in ("num_steps", "num_tokens", "stored_bytes")}
         return {**figures, **kept, "tokens_per_second": speed, "seconds": round(seconds, 1)}

@@ -212,6 +212,7 @@ def evaluate(
     original: Annotated[str | None, typer.Option(callback=located, help="The dense model.")] = None,
     compressed: Annotated[str | None, typer.Option()] = None,
     aligned: Annotated[str | None, typer.Option()] = None,
+    tuned: Annotated[str | None, typer.Option(help="What `tune` made, to compare with: a model, or an adapter.")] = None,
     adapted: Annotated[str | None, typer.Option()] = None,
     finished: Annotated[str | None, typer.Option(help="What has read, compressed further.")] = None,
     reading: Annotated[Path | None, typer.Option(help="A reading folder: questions and held-out papers.")] = None,
@@ -223,7 +224,8 @@ def evaluate(
     changes: Set = None,
 ) -> None:
     """Measure models side by side on the same data."""
-    given = {"original": original, "compressed": compressed, "aligned": aligned, "adapted": adapted, "finished": finished}
+    given = {"original": original, "compressed": compressed, "aligned": aligned, "tuned": tuned}
+    given |= {"adapted": adapted, "finished": finished}
     summary = quasitile.evaluate(
         {name: model for name, model in given.items() if model},
         out,

@@ -5,14 +5,15 @@ import random
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tests.conftest import plainly_compressed, read_paper
 
-from quasitile import TuneSettings, load_model, tune
+from quasitile import EvaluateSettings, TuneSettings, evaluate, load_model, tune
 from quasitile.adapt.curriculum import read_lessons
 from quasitile.adapt.examples import IGNORED
 from quasitile.align.steps import held_out_nats
 from quasitile.baselines.lora import add_lora
-from quasitile.baselines.tuning import Source, batches_of, general_windows, load_tuned, question_rows, text_rows
+from quasitile.baselines.tuning import Source, batches_of, general_windows, question_rows, text_rows
 from quasitile.checkpoint import stored_bytes
 from quasitile.compress.text import read_texts
 from quasitile.errors import InputError
@@ -120,7 +121,7 @@ def test_questions_are_learned(kind, changes, compressed, model_folder, reading,
     base = compressed if kind == "compressed" else model_folder
     summary = tune(base, reading, tmp_path / "out", settings(**changes), text=text_file)
     before, tokenizer = load_model(base)
-    after, _ = load_tuned(tmp_path / "out", base)
+    after, _ = load_model(tmp_path / "out")
     assert answer_nats(after, tokenizer, reading) < answer_nats(before, tokenizer, reading) - 0.1
     assert summary["num_steps"] == 8
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["num_tokens"] == summary["num_tokens"]
@@ -161,7 +162,30 @@ def test_what_costs_general_text_too_much_is_drawn_back(changes, compressed, rea
     summary = tune(compressed, reading, tmp_path / "out", amounts, text=foreign_file)
     before, tokenizer = load_model(compressed)
     judged, _ = general_windows(tokenizer, read_texts(foreign_file), amounts)
-    after, _ = load_tuned(tmp_path / "out", compressed)
+    after, _ = load_model(tmp_path / "out")
     assert 0 < summary["kept_share"] < 1
     rise, allowed = held_out_nats(after, judged) - held_out_nats(before, judged), changes["forget_nats"]
     assert 0.2 * allowed < rise <= allowed + 1e-3
+
+
+@pytest.mark.parametrize("kind", ["dense", "compressed"])
+def test_an_adapter_is_evaluated_beside_the_model_it_belongs_to(kind, compressed, model_folder, reading, text_file, tmp_path):
+    pytest.importorskip("peft")
+    base = compressed if kind == "compressed" else model_folder
+    tune(base, reading, tmp_path / "lora", settings(train="lora", learning_rate=0.1))
+    limits = EvaluateSettings(general_tokens=128, num_questions=4, num_open_questions=1, max_new_tokens=4)
+    before = "aligned" if kind == "compressed" else "original"
+    models = {before: base, "tuned": tmp_path / "lora"}
+    found = evaluate(models, tmp_path / "evaluation", reading=reading, general=text_file, settings=limits)["models"]
+    adapter = load_file(tmp_path / "lora" / "adapter_model.safetensors")
+    own = (tmp_path / "lora" / "adapter_model.safetensors").stat().st_size
+    assert found["tuned"]["stored_bytes"] == found[before]["stored_bytes"] + own
+    numbers = sum(values.numel() for values in adapter.values())
+    assert found["tuned"]["stored_parameters"] == found[before]["stored_parameters"] + numbers
+    assert found["tuned"]["general"]["nats_per_token"] != found[before]["general"]["nats_per_token"]
+
+
+def test_an_adapter_that_names_no_model_says_what_to_do(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(InputError, match="set base_model_name_or_path"):
+        load_model(tmp_path)

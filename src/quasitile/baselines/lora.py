@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib import import_module
 from typing import Any
 
 import torch
 from torch import nn
 
-from quasitile.errors import InputError
 from quasitile.runtime import TiledLinear
-
-
-def optional(module: str) -> Any:
-    """A module of a package that is not always there.
-
-    Raises:
-        InputError: It is not installed.
-    """
-    try:
-        return import_module(module)
-    except ImportError as error:
-        package = module.partition(".")[0]
-        raise InputError(f"{package} is not installed; `pip install {package}`, or quasitile[peft]") from error
+from quasitile.runtime.lora import known_layers, optional
 
 
 def add_lora(model: Any, rank: int, alpha: float, seed: int) -> Any:
@@ -45,20 +28,3 @@ def add_lora(model: Any, rank: int, alpha: float, seed: int) -> Any:
     torch.manual_seed(seed)
     with known_layers():
         return peft.get_peft_model(model, optional("quasitile.runtime.adapters").with_coded_layers(config))
-
-
-def open_lora(model: Any, folder: str) -> Any:
-    """The model with an adapter that PEFT saved."""
-    peft = optional("peft")
-    config = optional("quasitile.runtime.adapters").with_coded_layers(peft.PeftConfig.from_pretrained(folder))
-    with known_layers():
-        return peft.PeftModel.from_pretrained(model, folder, config=config).eval()
-
-
-@contextmanager
-def known_layers() -> Iterator[None]:
-    """PEFT warns of layers that are not its own, although it asked for their class; and of Transformers' changing names."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Unsupported layer type", UserWarning)
-        warnings.filterwarnings("ignore", ".*deprecated", FutureWarning)
-        yield

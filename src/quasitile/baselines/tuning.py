@@ -23,13 +23,14 @@ from quasitile.adapt.draw import draw_back
 from quasitile.adapt.examples import IGNORED, answer_tokens, padded
 from quasitile.adapt.reader import pad_of
 from quasitile.align.steps import held_out_nats
-from quasitile.baselines.lora import add_lora, known_layers, open_lora, optional
+from quasitile.baselines.lora import add_lora
 from quasitile.checkpoint import stored_bytes
 from quasitile.compress.refit import pack_within
 from quasitile.compress.text import read_texts, token_windows
 from quasitile.errors import InputError
 from quasitile.folders import stage_folder
 from quasitile.runtime import device_of, is_compressed, load_model, load_trainable, save_model, tiled_matrices
+from quasitile.runtime.lora import adapter_bytes, known_layers, optional
 from quasitile.settings import ComputeSettings
 
 Row = tuple[list[int], list[int]]
@@ -76,7 +77,7 @@ def tune(
     Args:
         model: Dense or compressed.
         reading: A folder that `read` wrote.
-        out: The folder to make: a model, or for `lora` PEFT's adapter to load on top of `model`.
+        out: The folder to make: a model, or for `lora` PEFT's adapter, which `load_model` opens on top of `model`.
         settings: See `TuneSettings`.
         text: General text for `replay_share` and `forget_nats`.
 
@@ -109,7 +110,7 @@ def tune(
             tokenizer.save_pretrained(stage.path)
         beside = stored_bytes(Path(model)) if settings.train == "lora" else 0  # an adapter is stored beside its model
         stage.summary |= {
-            "stored_bytes": beside + sum(path.stat().st_size for path in stage.path.glob("*.safetensors")),
+            "stored_bytes": beside + adapter_bytes(stage.path),
             "num_steps": settings.num_steps,
             "num_tokens": num_tokens,
             "kept_share": kept,
@@ -273,16 +274,3 @@ def general_windows(tokenizer: Any, texts: list[str], settings: TuneSettings) ->
 def learned(window: list[int]) -> Row:
     """A window of which every token but the first is predicted."""
     return window, [IGNORED, *window[1:]]
-
-
-def load_tuned(folder: str | Path, model: str | Path) -> tuple[Any, Any]:
-    """What `tune` made: a model, or the model it was trained on with its adapter on top; and the tokenizer.
-
-    Args:
-        folder: That `tune` made.
-        model: That it was given.
-    """
-    if not (Path(folder) / "adapter_config.json").is_file():
-        return load_model(folder)
-    base, tokenizer = load_model(model)
-    return open_lora(base, str(folder)), tokenizer

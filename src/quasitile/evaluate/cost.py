@@ -13,8 +13,10 @@ import torch
 from transformers import GenerationConfig
 from transformers.utils.hub import cached_file
 
+from quasitile.checkpoint import stored_bytes
 from quasitile.evaluate.batches import inference, window_length
 from quasitile.folders import peak_memory_bytes, read_json
+from quasitile.runtime.lora import adapter_base, adapter_bytes
 
 STATUS = Path("/proc/self/status")
 SAMPLING_SECONDS = 0.01
@@ -29,11 +31,23 @@ def model_folder(location: str | Path) -> Path:
     return Path(config).parent
 
 
+def weight_bytes(folder: Path) -> int:
+    """Bytes of a model's weight files; of an adapter's, and those of the model that it needs."""
+    base = adapter_base(folder)
+    return stored_bytes(folder) if base is None else adapter_bytes(folder) + stored_bytes(model_folder(base))
+
+
 def stored_parameters(folder: Path, model: Any) -> int:
-    """The numbers a model folder stores: from its `summary.json` if it says so, else the model's parameters."""
-    summary = folder / "summary.json"
+    """The numbers a model folder stores: from its `summary.json` if it says so, else the model's parameters.
+
+    Of an adapter: its own, and those of the model that it needs.
+    """
+    base, own = adapter_base(folder), 0
+    if base is not None:
+        own = sum(parameter.numel() for name, parameter in model.named_parameters() if "lora_" in name)
+    summary = (folder if base is None else model_folder(base)) / "summary.json"
     if summary.is_file() and "stored_parameters" in (recorded := read_json(summary)):
-        return int(recorded["stored_parameters"])
+        return int(recorded["stored_parameters"]) + own
     return sum(parameter.numel() for parameter in model.parameters())
 
 

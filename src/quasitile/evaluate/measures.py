@@ -9,12 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
-from quasitile.checkpoint import stored_bytes
 from quasitile.evaluate.answers import answer_report, ask
 from quasitile.evaluate.batches import window_length
 from quasitile.evaluate.battery import SPLITS, Battery
 from quasitile.evaluate.choices import choice_report
-from quasitile.evaluate.cost import model_folder, resident_bytes, running_cost, stored_parameters
+from quasitile.evaluate.cost import model_folder, resident_bytes, running_cost, stored_parameters, weight_bytes
 from quasitile.evaluate.divergence import States, model_states, state_divergence
 from quasitile.evaluate.generation import greedy_tokens
 from quasitile.evaluate.perplexity import spread_windows, text_loss
@@ -53,7 +52,7 @@ def sizes(subject: Subject, location: str | Path) -> dict[str, int]:
     """Stored bytes, resident bytes and stored numbers: always all three."""
     folder = model_folder(location)
     return {
-        "stored_bytes": stored_bytes(folder),
+        "stored_bytes": weight_bytes(folder),
         "resident_bytes": resident_bytes(subject.model),
         "stored_parameters": stored_parameters(folder, subject.model),
     }

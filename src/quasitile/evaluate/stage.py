@@ -15,7 +15,7 @@ from quasitile.evaluate.settings import EvaluateSettings
 from quasitile.folders import stage_folder, write_json, write_jsonl
 from quasitile.runtime import device_of, load_model
 
-MODELS = ("original", "compressed", "aligned", "adapted", "finished")
+MODELS = ("original", "compressed", "aligned", "tuned", "adapted", "finished")
 
 
 def evaluate(
@@ -29,7 +29,7 @@ def evaluate(
     One model is in memory at a time. A measure whose data is not given is left out.
 
     Args:
-        models: A model folder or hub name for each of `original`, `compressed`, `aligned`, `adapted`, `finished` that there is.
+        models: Model folders or hub names by `original`, `compressed`, `aligned`, `tuned`, `adapted` and `finished`, or some of them.
         out: The folder to make.
         reading: A reading folder: questions, and its held-out documents where `domain` is not given. Where `adapted` says
             which sections it has read, questions on training papers are about those.

@@ -18,6 +18,7 @@ from quasitile.runtime.device import CPU, put_on
 from quasitile.runtime.execution import execution as executing
 from quasitile.runtime.layers import compressible_layers, input_embedding
 from quasitile.runtime.linear import TiledMatrix, tiled_matrices
+from quasitile.runtime.lora import adapter_base, open_lora
 from quasitile.runtime.plugin import METHOD, describe, finish_folder, tied_heads
 
 AUTO_CLASSES = (AutoModelForCausalLM, AutoModelForMaskedLM, AutoModel)
@@ -53,7 +54,8 @@ def load_model(
     without a head, or any other class of Transformers. Where that names none, a causal language model.
 
     Args:
-        model: A Hugging Face folder, a hub name, or a folder that quasitile wrote.
+        model: A Hugging Face folder, a hub name, a folder that quasitile wrote, or an adapter of PEFT, which is put on the
+            model that it names.
         dtype: Of the arithmetic.
         execution: How coded layers compute, see `quasitile.runtime.execution.Execution`.
         cache_bytes: See there.
@@ -63,6 +65,11 @@ def load_model(
     Raises:
         InputError: It cannot be loaded whole.
     """
+    if (base := adapter_base(model)) is not None:
+        loaded, tokenizer = load_model(
+            base, dtype, execution=execution, cache_bytes=cache_bytes, memory_bytes=memory_bytes, device=device
+        )
+        return open_lora(loaded, model), tokenizer
     check_local(model)
     try:
         config = load_config(model)
