@@ -29,7 +29,7 @@ def evaluate(
     One model is in memory at a time. A measure whose data is not given is left out.
 
     Args:
-        models: Model folders or hub names by `original`, `compressed`, `aligned`, `tuned`, `adapted` and `finished`, or some of them.
+        models: Folders or hub names of some of `original`, `compressed`, `aligned`, `tuned`, `adapted`, `finished`.
         out: The folder to make.
         reading: A reading folder: questions, and its held-out documents where `domain` is not given. Where `adapted` says
             which sections it has read, questions on training papers are about those.
