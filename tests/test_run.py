@@ -197,7 +197,7 @@ def test_a_size_at_which_reading_may_teach_little_is_pointed_out(recipe_file, mo
     lines = []
     monkeypatch.setattr(sys.modules["quasitile.run"], "say", lines.append)
     small, finished = ["compress.size=6%"], ["compress.size=6%", "finish.size=5%"]
-    for changes, told in ((small, True), (finished, False), (["compress.size=12.5%"], False), ([], False)):
+    for changes, told in ((small, True), (finished, False), (["compress.size=6.25%"], False), ([], False)):
         hint_at_finish(load_recipe(recipe_file, changes))
         assert any("finish.size=6%" in line for line in lines) is told
         lines.clear()
