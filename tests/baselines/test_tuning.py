@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from tests.conftest import plainly_compressed, read_paper
 
-from quasitile import EvaluateSettings, TuneSettings, evaluate, load_model, tune
+from quasitile import EvaluateSettings, TuneSettings, evaluate, export, load_model, tune
 from quasitile.adapt.curriculum import read_lessons
 from quasitile.adapt.examples import IGNORED
 from quasitile.align.steps import held_out_nats
@@ -185,7 +185,14 @@ def test_an_adapter_is_evaluated_beside_the_model_it_belongs_to(kind, compressed
     assert found["tuned"]["general"]["nats_per_token"] != found[before]["general"]["nats_per_token"]
 
 
-def test_an_adapter_that_names_no_model_says_what_to_do(tmp_path):
-    (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(InputError, match="set base_model_name_or_path"):
-        load_model(tmp_path)
+def test_an_adapter_that_cannot_be_opened_says_what_to_do(model_folder, tmp_path):
+    config = tmp_path / "adapter_config.json"
+    for text, message in (
+        ("{}", "set base_model_name_or_path"),
+        ('{"base_model_name_or_path": "/nowhere/model"}', "is an adapter for /nowhere/model"),
+    ):
+        config.write_text(text)
+        with pytest.raises(InputError, match=message):
+            load_model(tmp_path)
+    with pytest.raises(InputError, match="is an adapter of PEFT and no model"):
+        export(tmp_path, tmp_path / "out")

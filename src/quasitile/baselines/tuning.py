@@ -24,12 +24,11 @@ from quasitile.adapt.examples import IGNORED, answer_tokens, padded
 from quasitile.adapt.reader import pad_of
 from quasitile.align.steps import held_out_nats
 from quasitile.baselines.lora import add_lora
-from quasitile.checkpoint import stored_bytes
 from quasitile.compress.refit import pack_within
 from quasitile.compress.text import read_texts, token_windows
 from quasitile.errors import InputError
 from quasitile.folders import stage_folder
-from quasitile.runtime import device_of, is_compressed, load_model, load_trainable, save_model, tiled_matrices
+from quasitile.runtime import device_of, is_compressed, load_model, load_trainable, save_model, tiled_matrices, weight_bytes
 from quasitile.runtime.lora import adapter_bytes, known_layers, optional
 from quasitile.settings import ComputeSettings
 
@@ -108,7 +107,7 @@ def tune(
         else:
             loaded.save_pretrained(stage.path)
             tokenizer.save_pretrained(stage.path)
-        beside = stored_bytes(Path(model)) if settings.train == "lora" else 0  # an adapter is stored beside its model
+        beside = weight_bytes(model) if settings.train == "lora" else 0  # an adapter is stored beside its model
         stage.summary |= {
             "stored_bytes": beside + adapter_bytes(stage.path),
             "num_steps": settings.num_steps,

@@ -171,6 +171,8 @@ def weight_files(folder: str | Path) -> list[Path]:
     files = [single] if single.is_file() else []
     if not files and (folder / INDEX).is_file():
         files = [folder / name for name in sorted(set(map(str, read_index(folder)["weight_map"].values())))]
+    if not files and (folder / "adapter_config.json").is_file():
+        raise InputError(f"{folder} is an adapter of PEFT and no model; give the model that it belongs to")
     if not files:
         raise InputError(f"{folder} has no safetensors weights; convert the model to safetensors first")
     for file in files:

@@ -11,41 +11,25 @@ from typing import Any
 
 import torch
 from transformers import GenerationConfig
-from transformers.utils.hub import cached_file
 
-from quasitile.checkpoint import stored_bytes
 from quasitile.evaluate.batches import inference, window_length
 from quasitile.folders import peak_memory_bytes, read_json
-from quasitile.runtime.lora import adapter_base, adapter_bytes
+from quasitile.runtime import model_folder
+from quasitile.runtime.lora import adapter_base
 
 STATUS = Path("/proc/self/status")
 SAMPLING_SECONDS = 0.01
 
 
-def model_folder(location: str | Path) -> Path:
-    """Where a loaded model's files lie: its folder, or that of a hub name in the local cache."""
-    if Path(location).is_dir():
-        return Path(location)
-    config = cached_file(str(location), "config.json")
-    assert config is not None  # the model was loaded from there
-    return Path(config).parent
-
-
-def weight_bytes(folder: Path) -> int:
-    """Bytes of a model's weight files; of an adapter's, and those of the model that it needs."""
-    base = adapter_base(folder)
-    return stored_bytes(folder) if base is None else adapter_bytes(folder) + stored_bytes(model_folder(base))
-
-
-def stored_parameters(folder: Path, model: Any) -> int:
-    """The numbers a model folder stores: from its `summary.json` if it says so, else the model's parameters.
+def stored_parameters(location: str | Path, model: Any) -> int:
+    """The numbers a model's folder stores: from its `summary.json` if it says so, else the model's parameters.
 
     Of an adapter: its own, and those of the model that it needs.
     """
-    base, own = adapter_base(folder), 0
+    base, own = adapter_base(location), 0
     if base is not None:
         own = sum(parameter.numel() for name, parameter in model.named_parameters() if "lora_" in name)
-    summary = (folder if base is None else model_folder(base)) / "summary.json"
+    summary = model_folder(location if base is None else base) / "summary.json"
     if summary.is_file() and "stored_parameters" in (recorded := read_json(summary)):
         return int(recorded["stored_parameters"]) + own
     return sum(parameter.numel() for parameter in model.parameters())

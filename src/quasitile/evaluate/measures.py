@@ -13,7 +13,7 @@ from quasitile.evaluate.answers import answer_report, ask
 from quasitile.evaluate.batches import window_length
 from quasitile.evaluate.battery import SPLITS, Battery
 from quasitile.evaluate.choices import choice_report
-from quasitile.evaluate.cost import model_folder, resident_bytes, running_cost, stored_parameters, weight_bytes
+from quasitile.evaluate.cost import resident_bytes, running_cost, stored_parameters
 from quasitile.evaluate.divergence import States, model_states, state_divergence
 from quasitile.evaluate.generation import greedy_tokens
 from quasitile.evaluate.perplexity import spread_windows, text_loss
@@ -21,6 +21,7 @@ from quasitile.evaluate.probe import entity_f1
 from quasitile.evaluate.properties import property_report
 from quasitile.evaluate.settings import EvaluateSettings
 from quasitile.progress import say, track
+from quasitile.runtime import weight_bytes
 
 
 @dataclass
@@ -50,11 +51,10 @@ def measure(subject: Subject) -> dict[str, Any]:
 
 def sizes(subject: Subject, location: str | Path) -> dict[str, int]:
     """Stored bytes, resident bytes and stored numbers: always all three."""
-    folder = model_folder(location)
     return {
-        "stored_bytes": weight_bytes(folder),
+        "stored_bytes": weight_bytes(location),
         "resident_bytes": resident_bytes(subject.model),
-        "stored_parameters": stored_parameters(folder, subject.model),
+        "stored_parameters": stored_parameters(location, subject.model),
     }
 
 

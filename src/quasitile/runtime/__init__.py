@@ -20,9 +20,11 @@ from quasitile.runtime.load import (
     load_tokenizer,
     load_trainable,
     meta_model,
+    model_folder,
     save_model,
     storage_dtypes,
     uncoded,
+    weight_bytes,
 )
 from quasitile.runtime.plugin import QuasitileConfig, QuasitileQuantizer, convert, finish_folder
 from quasitile.runtime.substitute import coded_parameters
@@ -53,10 +55,12 @@ __all__ = [
     "load_tokenizer",
     "load_trainable",
     "meta_model",
+    "model_folder",
     "resident_bytes",
     "save_model",
     "set_execution",
     "storage_dtypes",
     "tiled_matrices",
     "uncoded",
+    "weight_bytes",
 ]

@@ -15,12 +15,11 @@ import torch
 from jinja2 import TemplateError
 from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
-from quasitile.checkpoint import stored_bytes
 from quasitile.errors import InputError
 from quasitile.progress import human_bytes
 from quasitile.runtime.device import device_of
 from quasitile.runtime.execution import resident_bytes
-from quasitile.runtime.load import load_model
+from quasitile.runtime.load import load_model, weight_bytes
 
 HELP = "/system TEXT sets the system message, /reset forgets the conversation, /exit leaves; Ctrl-C stops an answer"
 
@@ -217,7 +216,7 @@ def _speak(conversation: Conversation, line: str, options: dict[str, Any]) -> No
 
 def size_line(name: str | Path, model: Any) -> str:
     """What the model takes."""
-    stored = f"{human_bytes(stored_bytes(name))} stored, " if Path(name).is_dir() else ""
+    stored = f"{human_bytes(weight_bytes(name))} stored, " if Path(name).is_dir() else ""
     matrices = {type(module).__name__ for module in model.modules()}
     executions = sorted({module.execution for module in model.modules() if hasattr(module, "execution")})
     how = ", ".join(executions) if "TiledMatrix" in matrices else "dense, not compressed"

@@ -10,15 +10,23 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+from transformers.utils.hub import cached_file
 
-from quasitile.checkpoint.shards import read_remainders, tensor_headers, weight_files, write_remainders, write_shards
+from quasitile.checkpoint.shards import (
+    read_remainders,
+    stored_bytes,
+    tensor_headers,
+    weight_files,
+    write_remainders,
+    write_shards,
+)
 from quasitile.errors import InputError
 from quasitile.progress import say
 from quasitile.runtime.device import CPU, put_on
 from quasitile.runtime.execution import execution as executing
 from quasitile.runtime.layers import compressible_layers, input_embedding
 from quasitile.runtime.linear import TiledMatrix, tiled_matrices
-from quasitile.runtime.lora import adapter_base, open_lora
+from quasitile.runtime.lora import adapter_base, adapter_bytes, open_lora
 from quasitile.runtime.plugin import METHOD, describe, finish_folder, tied_heads
 
 AUTO_CLASSES = (AutoModelForCausalLM, AutoModelForMaskedLM, AutoModel)
@@ -66,9 +74,12 @@ def load_model(
         InputError: It cannot be loaded whole.
     """
     if (base := adapter_base(model)) is not None:
-        loaded, tokenizer = load_model(
-            base, dtype, execution=execution, cache_bytes=cache_bytes, memory_bytes=memory_bytes, device=device
-        )
+        try:
+            loaded, tokenizer = load_model(
+                base, dtype, execution=execution, cache_bytes=cache_bytes, memory_bytes=memory_bytes, device=device
+            )
+        except InputError as error:
+            raise InputError(f"{model} is an adapter for {base} (base_model_name_or_path): {error}") from error
         return open_lora(loaded, model), tokenizer
     check_local(model)
     try:
@@ -215,6 +226,21 @@ def check_local(model: str | Path) -> None:
 def looks_local(model: str | Path) -> bool:
     """Whether a name can only be a path."""
     return Path(model).is_absolute() or str(model).startswith((".", "~")) or str(model).count("/") > 1
+
+
+def model_folder(location: str | Path) -> Path:
+    """Where a loaded model's files lie: its folder, or that of a hub name in the local cache."""
+    if Path(location).is_dir():
+        return Path(location)
+    config = cached_file(str(location), "config.json")
+    assert config is not None  # the model was loaded from there
+    return Path(config).parent
+
+
+def weight_bytes(model: str | Path) -> int:
+    """Bytes of a model's weight files; of an adapter's, and those of the model that it needs."""
+    base = adapter_base(model)
+    return stored_bytes(model_folder(model)) if base is None else adapter_bytes(model) + weight_bytes(base)
 
 
 def is_compressed(model: str | Path) -> bool:
