@@ -53,7 +53,7 @@ class WarmUp(Settings):
 
 
 class Finish(Settings):
-    """Whether the model that has read is compressed further: below 4 bits a weight, reading itself teaches too little."""
+    """Whether the model that has read is compressed further: fewer answers than reading at that size, more of the language."""
 
     size: str = Field(default="", description="of the model in the end, as for compress; empty for what it has read at")
     reading_share: float = Field(
