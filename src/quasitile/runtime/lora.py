@@ -29,13 +29,13 @@ def optional(module: str) -> Any:
 
 
 def adapter_base(folder: str | Path) -> str | None:
-    """The model that an adapter of PEFT was trained on; nothing where a folder is no adapter's.
+    """The model that an adapter of PEFT was trained on; nothing where a folder is no adapter's, or holds a whole model too.
 
     Raises:
         InputError: The adapter does not say.
     """
     file = Path(folder) / ADAPTER
-    if not file.is_file():
+    if not file.is_file() or (Path(folder) / "config.json").is_file():
         return None
     base = read_json(file).get("base_model_name_or_path")
     if not base:
