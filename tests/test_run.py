@@ -142,6 +142,8 @@ def test_with_a_warm_up_the_model_that_learned_is_compressed(finished, recipe_fi
     calls = stage_calls(recipe, tmp_path, recipe.model, recipe.papers)
     assert list(calls) == ["inspect", "sample", "read", "warm_up", "compress", "align", "adapt", "evaluate"]
     assert calls["warm_up"]()["num_steps"] == 2
+    settings = json.loads((tmp_path / "warmed-up" / "provenance.json").read_text())
+    assert settings["inputs"]["text"].endswith("samples.jsonl")  # half of what it learns
     calls["compress"]()
     assert json.loads((tmp_path / "compressed" / "provenance.json").read_text())["inputs"]["model"].endswith("warmed-up")
     before, after = (load_model(folder)[0].state_dict() for folder in (recipe.model, tmp_path / "warmed-up"))

@@ -168,7 +168,7 @@ def stage_calls(recipe: Recipe, out: Path, model: str, papers: str) -> dict[str,
 
     def warm_up() -> dict[str, Any]:
         settings = TuneSettings(train="full", data="text", **recipe.warm_up.model_dump())
-        return tune(model, place["read"], place["warm_up"], settings)
+        return tune(model, place["read"], place["warm_up"], settings, text=text)
 
     def optional(location: str) -> str | None:
         return resolve(location) if location else None
