@@ -47,7 +47,7 @@ class WarmUp(Settings):
 
     num_steps: int = Field(default=0, ge=0, description="0 for not at all")
     num_tokens: int = Field(default=40_000, ge=2, description="in all steps together")
-    replay_share: float = Field(default=0.5, ge=0, lt=1, description="of them that are general text, so that it is not forgotten")
+    replay_share: float = Field(default=0.5, ge=0, lt=1, description="of them that are general text, lest it be forgotten")
     text_tokens: int = Field(default=256, ge=2, description="a window")
     learning_rate: float = Field(default=1e-4, gt=0)
     seed: int = 0
