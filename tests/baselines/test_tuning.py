@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from quasitile.checkpoint import stored_bytes
 from quasitile.compress.text import read_texts
 from quasitile.errors import InputError
 from quasitile.runtime import tiled_matrices
+from quasitile.runtime.lora import adapter_base
 
 PAPER = """# Oxide films
 
@@ -185,7 +187,22 @@ def test_an_adapter_is_evaluated_beside_the_model_it_belongs_to(kind, compressed
     assert found["tuned"]["general"]["nats_per_token"] != found[before]["general"]["nats_per_token"]
 
 
-def test_an_adapter_that_cannot_be_opened_says_what_to_do(model_folder, tmp_path):
+def test_an_adapter_finds_its_model_from_anywhere(model_folder, reading, tmp_path, monkeypatch):
+    pytest.importorskip("peft")
+    monkeypatch.chdir(model_folder.parent)
+    tune(model_folder.name, reading, tmp_path / "lora", settings(train="lora"))
+    monkeypatch.chdir(tmp_path)
+    assert load_model("lora")[0].peft_config
+    assert adapter_base(tmp_path / "lora") == str(model_folder.resolve())
+
+
+def test_a_folder_with_a_model_of_its_own_is_no_adapter(model_folder, tmp_path):
+    both = shutil.copytree(model_folder, tmp_path / "both")
+    (both / "adapter_config.json").write_text('{"base_model_name_or_path": "."}')
+    assert adapter_base(both) is None  # Transformers opens both
+
+
+def test_an_adapter_that_cannot_be_opened_says_what_to_do(tmp_path):
     config = tmp_path / "adapter_config.json"
     for text, message in (
         ("{}", "set base_model_name_or_path"),

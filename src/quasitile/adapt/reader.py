@@ -265,7 +265,7 @@ def reading_rate(model: nn.Module) -> float:
     """The learning rate of the codes, in rounding steps, that suits a compressed model.
 
     With every bit a rounding step halves, so that twice as much of it moves a weight as far. Below 2 bits general text has
-    more to win from replay than to lose, and the rate of 2 bits is the best that was tried (docs/results/learning.md).
+    more to win from replay than to lose, and a smaller rate than at 2 bits teaches half as much (docs/results/learning.md).
 
     Args:
         model: Not trainable yet.

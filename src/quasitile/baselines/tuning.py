@@ -100,6 +100,8 @@ def tune(
         judged, replay = general_windows(tokenizer, read_texts(text), settings) if text is not None else (None, [])
         trained, seconds, num_tokens, kept = train(loaded, tokenizer, lessons, settings, replay, judged)
         if settings.train == "lora":
+            if Path(model).is_dir():  # so that it is found from anywhere
+                trained.peft_config["default"].base_model_name_or_path = str(Path(model).resolve())
             trained.save_pretrained(stage.path)
         elif compressed:
             stage.summary["step_factor"] = pack_within(loaded, limit)

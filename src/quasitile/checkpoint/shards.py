@@ -19,6 +19,7 @@ from quasitile.errors import InputError
 from quasitile.folders import STAGE_FILES, read_json, write_json
 
 INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"  # of PEFT, in a folder that is no model
 REMAINDERS = "remainders.safetensors"
 SHARD_BYTES = 5_000_000_000
 WEIGHT_DTYPES = ("F64", "F32", "F16", "BF16")
@@ -171,7 +172,7 @@ def weight_files(folder: str | Path) -> list[Path]:
     files = [single] if single.is_file() else []
     if not files and (folder / INDEX).is_file():
         files = [folder / name for name in sorted(set(map(str, read_index(folder)["weight_map"].values())))]
-    if not files and (folder / "adapter_config.json").is_file():
+    if not files and (folder / ADAPTER).is_file():
         raise InputError(f"{folder} is an adapter of PEFT and no model; give the model that it belongs to")
     if not files:
         raise InputError(f"{folder} has no safetensors weights; convert the model to safetensors first")

@@ -76,8 +76,8 @@ def comparison_batches(subject: Subject) -> list[Tensor]:
     texts, settings = subject.battery.general or subject.battery.domain, subject.settings
     if not texts:
         return []
-    length, num_tokens = window_length(subject.model, settings.length), settings.divergence_tokens
-    batches, _ = spread_windows(subject.tokenizer, texts, min(length, num_tokens), num_tokens, 1)
+    length = window_length(subject.model, settings.length)
+    batches, _ = spread_windows(subject.tokenizer, texts, length, settings.divergence_tokens, 1)
     return [window[:, :-1] for window in batches]
 
 

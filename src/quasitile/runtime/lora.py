@@ -9,10 +9,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from quasitile.checkpoint.shards import ADAPTER
 from quasitile.errors import InputError
 from quasitile.folders import read_json
-
-ADAPTER = "adapter_config.json"
 
 
 def optional(module: str) -> Any:
