@@ -98,15 +98,15 @@ OTHERS: dict[str, tuple[bool, dict[str, Any]]] = {
     },
     "LoRA, dense": (False, {"train": "lora", "learning_rate": 5e-3}),
     "LoRA on raw text, dense": (False, {"train": "lora", "data": "text", "learning_rate": 5e-3}),
-    "LoRA, dense, a tenth replayed, drawn back": (
-        False,
-        {"train": "lora", "learning_rate": 5e-3, "replay_share": 0.1, "forget_nats": 0.02},
-    ),
     "full fine-tuning, dense": (False, {"train": "full", "learning_rate": 1e-3}),
-    "full fine-tuning, dense, a tenth replayed, drawn back": (
-        False,
-        {"train": "full", "learning_rate": 1e-3, "replay_share": 0.1, "forget_nats": 0.02},
-    ),
+    **{
+        f"{name}, dense, a {share} replayed, drawn back": (False, {**changes, "replay_share": amount, "forget_nats": 0.02})
+        for share, amount in (("tenth", 0.1), ("third", 1 / 3))
+        for name, changes in (
+            ("LoRA", {"train": "lora", "learning_rate": 5e-3}),
+            ("full fine-tuning", {"train": "full", "learning_rate": 1e-3}),
+        )
+    },
 }
 
 
@@ -146,7 +146,7 @@ class Bench:
         figures = {}
         for split, name in (("train", "taught"), ("phrasing", "unseen")):
             records = self.questions[split][: self.args.questions]
-            report = answer_report(ask(model, tokenizer, records, [None] * len(records), max_new_tokens=12)[0])
+            report = answer_report(ask(model, tokenizer, records, [None] * len(records))[0])
             figures |= {f"{name}_f1": report["token_f1"], f"{name}_em": report["exact_match"]}
         figures["choices"] = choice_report(model, tokenizer, self.choices)["accuracy"]
         figures["entity_f1"] = entity_f1(model, tokenizer, *self.sentences)["f1"]
@@ -178,7 +178,6 @@ class Bench:
                 "gate_nats": self.args.forget,
                 "forget_nats": self.args.forget,
                 "judged_windows": JUDGED,
-                "max_new_tokens": 12,
                 "seed": seed,
                 **self.with_rate(changes),
             }

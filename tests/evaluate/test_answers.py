@@ -1,8 +1,12 @@
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from quasitile.evaluate.answers import answer_report, ask, exact_match, normalise, token_f1
+from quasitile.evaluate.batches import window_length
+from quasitile.evaluate.generation import Answer, answer_limit
 
 SAME = [
     ("1.55 eV", "1.55 ev"),
@@ -83,6 +87,30 @@ def test_asked_questions_come_back_scored_in_order(model, tokenizer, make_questi
     assert num_cut == 1
     assert rows[3]["evidence"] == "It is answer 3."
     assert rows[3]["exact_match"] == exact_match(rows[3]["given"], rows[3]["accepted"])
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_every_accepted_answer_has_room(model, tokenizer, make_question, monkeypatch, traced):
+    records = [make_question("What is it?", "short"), make_question("And this?", "a much longer answer than the other one")]
+    records[0]["messages"][-1]["reasoning_content"] = "the text says so"
+    records[0]["metadata"]["accepted"] = ["an answer accepted as well which is the longest of all of the answers here"]
+    limits = []
+    monkeypatch.setattr(
+        sys.modules[ask.__module__],
+        "generate_answers",
+        lambda *given, max_new_tokens, batch_size: limits.append(max_new_tokens) or [Answer("", "")] * 2,
+    )
+    ask(model, tokenizer, records, [None, None], traced=traced)
+    ask(model, tokenizer, records, [None, None], max_new_tokens=5, traced=traced)
+    longest = records[0]["metadata"]["accepted"][0]
+    if traced:
+        longest = f"{records[0]['messages'][-1]['reasoning_content']} {longest}"
+    assert limits == [len(tokenizer(longest, add_special_tokens=False).input_ids) + 8, 5]
+
+
+def test_an_answer_leaves_half_of_the_window(model, tokenizer):
+    assert answer_limit(model, tokenizer, ["long " * 1000]) == window_length(model) // 2
+    assert answer_limit(model, tokenizer, []) == 8
 
 
 def test_the_report_is_the_mean():

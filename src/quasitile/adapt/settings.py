@@ -59,5 +59,7 @@ class AdaptSettings(TrainSettings):
         default=0.0, ge=0, description="of staying close to the teacher that has the section before it when it answers"
     )
     guidance_tokens: int = Field(default=384, ge=2, description="of the section that the teacher sees")
-    max_new_tokens: int = Field(default=24, ge=1)
+    max_new_tokens: int | None = Field(
+        default=None, ge=1, description="of an answer; left out, as many as the longest expected one takes and eight more"
+    )
     seed: int = 0

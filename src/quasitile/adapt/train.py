@@ -273,7 +273,10 @@ class Course:
     def ask(self, records: list[Record], visit: Visit, follow_up: int) -> list[dict[str, Any]]:
         """Let the model answer, and log what it says."""
         settings, reader = self.reader.settings, self.reader
-        rows, _ = ask(reader.model, reader.tokenizer, records, [None] * len(records), max_new_tokens=settings.max_new_tokens)
+        rows, _ = ask(
+            reader.model, reader.tokenizer, records, [None] * len(records),
+            max_new_tokens=settings.max_new_tokens, traced=settings.trace != "none",
+        )  # fmt: skip
         self.answers += [{"step": self.step, "round": visit.number, "follow_up": follow_up, **row} for row in rows]
         return rows
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
 from quasitile.evaluate.batches import window_length
-from quasitile.evaluate.generation import Answer, fitted_prompt, generate_answers, prompt
+from quasitile.evaluate.generation import Answer, answer_limit, fitted_prompt, generate_answers, prompt
 
 __all__ = ["Answer", "answer_report", "ask", "exact_match", "generate_answers", "normalise", "prompt", "token_f1"]
 
@@ -72,7 +72,7 @@ def _overlap_f1(given: list[str], answer: list[str]) -> float:
 
 def ask(
     model: Any, tokenizer: Any, records: Sequence[dict[str, Any]], contexts: Sequence[str | None], *,
-    max_new_tokens: int = 24, batch_size: int = 32,
+    max_new_tokens: int | None = None, traced: bool = False, batch_size: int = 32,
 ) -> tuple[list[dict[str, Any]], int]:  # fmt: skip
     """Ask questions, with a context each (open book) or without (closed book), and score the answers.
 
@@ -81,13 +81,17 @@ def ask(
         tokenizer: Its tokenizer.
         records: Question records (`reading/questions.jsonl`).
         contexts: One a record, or `None`. A context that is too long loses its beginning.
-        max_new_tokens: The longest answer, trace included.
+        max_new_tokens: The longest answer, trace included; `None` for as many as the longest accepted one takes, and
+            some more (`answer_limit`).
+        traced: Where it is `None`, leave room for the longest trace of the records as well.
         batch_size: Questions in one batch.
 
     Returns:
         One row a question (`evaluation/answers.jsonl` without `model` and `book`), and the number
         of contexts that were cut.
     """
+    if max_new_tokens is None:
+        max_new_tokens = answer_limit(model, tokenizer, expected_texts(records, traced))
     room = window_length(model) - max_new_tokens
     fitted = [
         fitted_prompt(tokenizer, question_of(record), context, room) for record, context in zip(records, contexts, strict=True)
@@ -106,13 +110,25 @@ def question_of(record: dict[str, Any]) -> str:
 
 def answer_of(record: dict[str, Any]) -> str:
     """The expected answer of a record: its last assistant message."""
-    return next(message["content"] for message in reversed(record["messages"]) if message["role"] == "assistant")
+    return answer_message(record)["content"]
+
+
+def answer_message(record: dict[str, Any]) -> dict[str, Any]:
+    """The last assistant message of a record."""
+    return next(message for message in reversed(record["messages"]) if message["role"] == "assistant")
 
 
 def accepted_of(record: dict[str, Any]) -> list[str]:
     """Every accepted answer of a record, the expected one first."""
     expected = answer_of(record)
     return [expected, *(answer for answer in record["metadata"].get("accepted", []) if answer != expected)]
+
+
+def expected_texts(records: Iterable[dict[str, Any]], traced: bool) -> Iterator[str]:
+    """Every accepted answer of all records, with the record's trace where one is expected."""
+    for record in records:
+        trace = answer_message(record).get("reasoning_content") if traced else None
+        yield from (f"{trace} {answer}" if trace else answer for answer in accepted_of(record))
 
 
 def answer_row(record: dict[str, Any], given: Answer) -> dict[str, Any]:

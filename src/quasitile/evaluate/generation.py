@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from transformers import GenerationConfig
@@ -11,6 +11,7 @@ from transformers import GenerationConfig
 from quasitile.errors import InputError
 from quasitile.evaluate.batches import by_length, encode, inference, pad_token, padded, window_length
 
+BEYOND = 8  # tokens more than the longest answer takes: one that goes on must not look right for being cut
 THOUGHT = re.compile(r"<\|?think\|?>(.*?)(?:<\|?/think\|?>|\Z)", re.DOTALL)
 
 
@@ -58,8 +59,17 @@ def fitted_prompt(tokenizer: Any, question: str, context: str | None, max_tokens
     return whole, True
 
 
+def answer_limit(model: Any, tokenizer: Any, expected: Iterable[str]) -> int:
+    """How many tokens a model may answer with: room for the longest expected answer, and a little for one that goes on.
+
+    Never more than half of the model's window, the rest of which is for the question.
+    """
+    longest = max((len(encode(tokenizer, text)) for text in expected), default=0)
+    return min(longest + BEYOND, window_length(model) // 2)
+
+
 def generate_answers(
-    model: Any, tokenizer: Any, prompts: Sequence[str], *, max_new_tokens: int = 24, batch_size: int = 32
+    model: Any, tokenizer: Any, prompts: Sequence[str], *, max_new_tokens: int, batch_size: int = 32
 ) -> list[Answer]:
     """Answer each prompt greedily, up to the end-of-text token.
 

@@ -122,6 +122,9 @@ def measure_answers(subject: Subject) -> dict[str, Any]:
         )  # fmt: skip
         if num_cut:
             say(f"  {num_cut} of {len(rows)} contexts were longer than the model's window and lost their beginning")
+        num_unended = sum(bool(row["trace"]) and not row["given"] for row in rows)
+        if num_unended:
+            say(f"  {num_unended} of {len(rows)} answers did not get beyond their trace; set max_new_tokens higher")
         by_split = {split: [row for row in rows if row["split"] == split] for split in SPLITS}
         report[f"{book}_book"] = {split: answer_report(own) for split, own in by_split.items() if own}
         subject.answers += [{"model": subject.name, "book": book, **row} for row in rows]

@@ -7,14 +7,14 @@ from typing import Any
 
 from quasitile.evaluate.batches import window_length
 from quasitile.evaluate.entities import scores
-from quasitile.evaluate.generation import fitted_prompt, generate_answers
+from quasitile.evaluate.generation import answer_limit, fitted_prompt, generate_answers
 from quasitile.evaluate.quantities import first_value, quantities, same_value, unknown_symbols
 
 REQUIRED = ("material", "property", "value", "evidence")
 
 
 def property_report(
-    model: Any, tokenizer: Any, records: Sequence[dict[str, Any]], *, max_new_tokens: int = 24, batch_size: int = 32
+    model: Any, tokenizer: Any, records: Sequence[dict[str, Any]], *, max_new_tokens: int | None = None, batch_size: int = 32
 ) -> dict[str, float]:
     """Ask for each record's value with its evidence as context (open book), and score the answers.
 
@@ -22,7 +22,7 @@ def property_report(
         model: A causal language model.
         tokenizer: Its tokenizer.
         records: Rows of `properties.jsonl`; `unit` may be missing.
-        max_new_tokens: The longest answer.
+        max_new_tokens: The longest answer; `None` for as many as the longest value takes, and some more.
         batch_size: Questions in one batch.
 
     Returns:
@@ -34,6 +34,9 @@ def property_report(
     """
     if not records:
         raise ValueError("records is empty; give at least one property record")
+    if max_new_tokens is None:
+        values = (f"{record['value']} {record.get('unit') or ''}" for record in records)
+        max_new_tokens = answer_limit(model, tokenizer, values)
     room = window_length(model) - max_new_tokens
     prompts = [fitted_prompt(tokenizer, property_question(record), record["evidence"], room)[0] for record in records]
     answers = generate_answers(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size)

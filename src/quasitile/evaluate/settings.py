@@ -28,8 +28,8 @@ class EvaluateSettings(ComputeSettings):
     """The most questions of each split, asked without the text."""
     num_open_questions: PositiveInt = 4
     """The most of them that are asked again with their section before them, which costs a section each."""
-    max_new_tokens: PositiveInt = 24
-    """The longest answer, trace included."""
+    max_new_tokens: PositiveInt | None = None
+    """The longest answer, trace included; left out, as many as the longest expected answer takes and eight more."""
     answer_batch_size: PositiveInt = 16
     """Questions, or options, in one batch."""
     num_choices: PositiveInt = 24
