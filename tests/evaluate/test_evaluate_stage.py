@@ -1,3 +1,4 @@
+import importlib
 import json
 import math
 
@@ -206,3 +207,18 @@ def test_questions_as_taught_are_about_the_sections_that_were_read(tmp_path, mak
     assert asked(read) == [(split, n) for split in ("train", "phrasing") for n in (1, 3)] + held_out
     for other in ([{"step": 1, "loss": 0.1}], [{"step": 1, "document": "z", "section": 1}]):
         assert asked(other) == [(split, n) for split in ("train", "phrasing") for n in everything] + held_out
+
+
+def test_says_when_answers_end_in_their_trace(folders, data, tmp_path, monkeypatch):
+    measures = importlib.import_module("quasitile.evaluate.measures")
+    whole = measures.ask
+
+    def thinking(*given, **settings):
+        rows, num_cut = whole(*given, **settings)
+        return [{**row, "given": "" if place < 2 else "1 eV", "trace": "The text"} for place, row in enumerate(rows)], num_cut
+
+    said = []
+    monkeypatch.setattr(measures, "ask", thinking)
+    monkeypatch.setattr(measures, "say", said.append)
+    evaluate({"original": folders["original"]}, tmp_path / "out", settings=SMALL, **data)
+    assert "  2 of 9 answers did not get beyond their trace; set max_new_tokens higher" in said
