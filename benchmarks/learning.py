@@ -67,44 +67,46 @@ SECTIONS: dict[str, dict[str, Any]] = {
     "sections, their text too": {"text_weight": 1.0},
     **{f"sections, {order}": {"order": order} for order in ORDERS if order != "cyclic"},
 }
+LORA, FULL = {"train": "lora", "learning_rate": 5e-3}, {"train": "full", "learning_rate": 1e-3}
+PASS = {"train": "full", "learning_rate": HALF}
+TEXT = {"train": "full", "data": "text"}
+TENTH, THIRD = {"replay_share": 0.1}, {"replay_share": 1 / 3}
 # Of `tune`: whether the compressed model or the original learns, and what.
 OTHERS: dict[str, tuple[bool, dict[str, Any]]] = {
     "one pass, compressed": (True, {"train": "full"}),
-    "one pass, compressed, half the rate": (True, {"train": "full", "learning_rate": HALF}),
-    "raw text, compressed": (True, {"train": "full", "data": "text"}),
-    "LoRA, compressed": (True, {"train": "lora", "learning_rate": 5e-3}),
-    "LoRA, compressed, rate 0.002": (True, {"train": "lora", "learning_rate": 2e-3}),
-    "LoRA, compressed, rate 0.001": (True, {"train": "lora", "learning_rate": 1e-3}),
-    "LoRA, compressed, a tenth replayed": (True, {"train": "lora", "learning_rate": 5e-3, "replay_share": 0.1}),
-    "LoRA, compressed, half replayed": (True, {"train": "lora", "learning_rate": 5e-3, "replay_share": 0.5}),
-    "one pass, compressed, half the rate, a tenth replayed": (
-        True,
-        {"train": "full", "learning_rate": HALF, "replay_share": 0.1},
-    ),
+    "one pass, compressed, half the rate": (True, PASS),
+    "one pass, compressed, half the rate, a tenth replayed": (True, PASS | TENTH),
+    "raw text, compressed": (True, TEXT),
+    "LoRA, compressed": (True, LORA),
+    "LoRA, compressed, rate 0.002": (True, LORA | {"learning_rate": 2e-3}),
+    "LoRA, compressed, rate 0.001": (True, LORA | {"learning_rate": 1e-3}),
+    "LoRA, compressed, a tenth replayed": (True, LORA | TENTH),
+    "LoRA, compressed, half replayed": (True, LORA | {"replay_share": 0.5}),
+    "LoRA, dense": (False, LORA),
+    "LoRA on raw text, dense": (False, LORA | {"data": "text"}),
+    "full fine-tuning, dense": (False, FULL),
     **{
-        f"{name}, drawn back{to}": (True, {**changes, "forget_nats": allowed})
+        f"{name}, drawn back{to}": (True, changes | {"forget_nats": allowed})
         for to, allowed in (("", 0.02), (" to 0.05", 0.05))
         for name, changes in (
-            ("LoRA, compressed", {"train": "lora", "learning_rate": 5e-3}),
-            ("LoRA, compressed, a tenth replayed", {"train": "lora", "learning_rate": 5e-3, "replay_share": 0.1}),
-            ("one pass, compressed, half the rate", {"train": "full", "learning_rate": HALF}),
-            ("LoRA, compressed, a third replayed", {"train": "lora", "learning_rate": 5e-3, "replay_share": 1 / 3}),
-            (
-                "one pass, compressed, half the rate, a tenth replayed",
-                {"train": "full", "learning_rate": HALF, "replay_share": 0.1},
-            ),
-            ("raw text, compressed, a tenth replayed", {"train": "full", "data": "text", "replay_share": 0.1}),
+            ("LoRA, compressed", LORA),
+            ("LoRA, compressed, a tenth replayed", LORA | TENTH),
+            ("LoRA, compressed, a third replayed", LORA | THIRD),
+            ("LoRA, compressed, rate 0.01, a third replayed", LORA | THIRD | {"learning_rate": 1e-2}),
+            ("LoRA, compressed, rate 0.02, a third replayed", LORA | THIRD | {"learning_rate": 2e-2}),
+            ("one pass, compressed, half the rate", PASS),
+            ("one pass, compressed, half the rate, a tenth replayed", PASS | TENTH),
+            ("one pass, compressed, half the rate, a third replayed", PASS | THIRD),
+            ("raw text, compressed, a tenth replayed", TEXT | TENTH),
         )
     },
-    "LoRA, dense": (False, {"train": "lora", "learning_rate": 5e-3}),
-    "LoRA on raw text, dense": (False, {"train": "lora", "data": "text", "learning_rate": 5e-3}),
-    "full fine-tuning, dense": (False, {"train": "full", "learning_rate": 1e-3}),
     **{
-        f"{name}, dense, a {share} replayed, drawn back": (False, {**changes, "replay_share": amount, "forget_nats": 0.02})
-        for share, amount in (("tenth", 0.1), ("third", 1 / 3))
+        f"{name}, dense, a {share} replayed, drawn back": (False, changes | replay | {"forget_nats": 0.02})
+        for share, replay in (("tenth", TENTH), ("third", THIRD))
         for name, changes in (
-            ("LoRA", {"train": "lora", "learning_rate": 5e-3}),
-            ("full fine-tuning", {"train": "full", "learning_rate": 1e-3}),
+            ("LoRA", LORA),
+            ("full fine-tuning", FULL),
+            ("full fine-tuning at 0.0005", FULL | {"learning_rate": 5e-4}),
         )
     },
 }
