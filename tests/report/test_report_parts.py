@@ -9,6 +9,7 @@ import pytest
 from quasitile.report import figures, formats, questions, wording
 from quasitile.report.load import load_run
 from quasitile.report.measures import GROUPS, measure_row
+from quasitile.report.page import learning
 
 
 @pytest.mark.parametrize(
@@ -116,6 +117,17 @@ def test_at_most_two_hundred_questions_of_every_split_are_chosen(make_run, tmp_p
     assert total == 384
     assert sum(counts.values()) == questions.MAX_QUESTIONS
     assert counts == {"test": 48, "phrasing": 76, "train": 76}
+    assert list(counts) == ["train", "phrasing", "test"]  # what it was taught comes first
+
+
+def test_blocks_are_drawn_only_where_some_of_them_learn(full_run):
+    run = load_run(full_run)
+    some = learning(run)
+    for row in run.lines["adapted/metrics.jsonl"]:
+        row["num_blocks_trained"] = row["num_blocks"]
+    every = learning(run)
+    assert (some["all_blocks"], every["all_blocks"]) == (False, True)
+    assert len(some["figures"]) == len(every["figures"]) + 1
 
 
 def test_outcome_compares_the_model_before_and_after_reading():

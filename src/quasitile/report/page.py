@@ -25,7 +25,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 OPTIONAL = ("inspect", "text", "warm_up", "finish")  # stages that nobody misses
 MAX_MATRICES = 400
 MAX_EXAMPLES = 12
-MAX_BEFORE_TEACHING = 20
+MAX_BEFORE_TEACHING = 200
 MAX_RECIPE = 100_000
 # Control characters are not allowed in SVG; the others would let a paper reorder the text around it.
 UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff\u202a-\u202e\u2066-\u2069]")
@@ -213,7 +213,8 @@ def learning(run: Run) -> dict[str, Any]:
         Line("replayed general text", "original", series(rows, "replay_nats")),
     ]
     shares = series([{"share": trained_share(row)} for row in rows], "share")
-    blocks = [Line("blocks trained", "adapted", shares, "dots" if len(rows) > 1 else "line")]
+    chosen = [] if all(share == 100 for _, share in shares) else shares  # all of them need no chart
+    blocks = [Line("blocks trained", "adapted", chosen, "dots" if len(rows) > 1 else "line")]
     smooth = f"Mean over {window} sections. " if window > 1 else ""
     x = "sections, in the order taught"
     watched = [Line("held-out general text", "adapted", general), Line("undone", "worse", undone, "crosses")]
@@ -260,6 +261,8 @@ def learning(run: Run) -> dict[str, Any]:
         "num_undone": sum(bool(row.get("undone")) for row in rows),
         "kept_share": number(run.stages["adapt"].summary.get("kept_share")) if run.has("adapt") else None,
         "asked": before_teaching(run),
+        "num_asked": len(run.lines["adapted/answers.jsonl"]),
+        "all_blocks": bool(shares) and not chosen,
     }
 
 
@@ -285,7 +288,7 @@ def _smoothed(rows: list[dict[str, Any]], key: str, window: int) -> list[tuple[f
 
 
 def before_teaching(run: Run) -> list[dict[str, Any]]:
-    """A few answers given just before the section was taught, with what the model thought."""
+    """Answers given just before a section was taught, with what the model thought; all of them up to a limit."""
     rows = evenly(run.lines["adapted/answers.jsonl"], MAX_BEFORE_TEACHING)
     return [
         {
@@ -317,22 +320,19 @@ def cost(run: Run) -> dict[str, Any]:
         if len(versions) == 1 and "not installed" not in versions
         else "pip install quasitile"
     )
-    commands = [
-        exactly,
-        "quasitile run recipe.yaml        # the recipe below, saved as recipe.yaml",
-        "quasitile report RUN             # this page",
-    ]
+    commands = {"quasitile run recipe.yaml": "the recipe below, saved as recipe.yaml", "quasitile report RUN": "this page"}
     if run.has("adapt"):
         last = FOLDERS["finish" if run.has("finish") else "adapt"]
-        commands += [
-            f"quasitile chat RUN/{last}       # ask the model",
-            f"quasitile export RUN/{last} OUT # an ordinary checkpoint",
-        ]
+        commands |= {
+            f"quasitile chat RUN/{last}": "ask the model",
+            f"quasitile export RUN/{last} OUT": "an ordinary checkpoint",
+        }
+    wide = max(map(len, commands))
     return {
         "table": tables.cost_table(run),
         "versions": tables.version_table(run),
         "total": duration(sum(seconds)) if seconds else DASH,
         "memory": SIZE(run.summary.get("peak_memory_bytes")),
         "recipe": SECRET.sub(r"\1(not shown)", run.recipe[:MAX_RECIPE]),
-        "commands": "\n".join(commands),
+        "commands": "\n".join([exactly, *(f"{command:{wide}}  # {what}" for command, what in commands.items())]),
     }

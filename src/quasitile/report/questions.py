@@ -13,7 +13,7 @@ from quasitile.report.load import Rows, Run
 MAX_QUESTIONS = 200
 MAX_ANSWER = 220
 MAX_CONTEXT = 140
-SPLITS = {"test": "Documents it was not taught", "phrasing": "Taught facts in new words", "train": "As taught"}
+SPLITS = {"train": "As taught", "phrasing": "Taught facts in new words", "test": "Documents it was not taught"}
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from quasitile.report.formats import COUNT, NATS, PERPLEXITY, SHARE, SIZE, TIMES, Format, clip, listed, number, pick
+from quasitile.report.formats import COUNT, NATS, PERPLEXITY, SHARE, SIZE, TIMES, Format, listed, number, pick
 from quasitile.report.load import Run
 
-STEPS = {"compressed": "after compression", "aligned": "after alignment", "adapted": "after reading"}
 WHERE = {
     "general": ("On ordinary English it has not seen", "its loss, the surprise at each next word piece,"),
     "domain": ("On scientific text from the field", "the loss"),
@@ -81,17 +80,15 @@ def headline(run: Run) -> list[str]:
 def _size(run: Run) -> str:
     before, after = sizes(run)
     if after is None:
-        return f"{clip(run.name, 80)} has not been compressed yet." if not run.has("compress") else ""
+        return "The model has not been compressed yet." if not run.has("compress") else ""
     bits = number(pick(run.summary, "size", "bits_per_weight"))
-    weight = "" if bits is None else f", {Format(2)(bits)} bits per weight"
+    weight = "" if bits is None else f", at {Format(2)(bits)} bits per weight"
     if before is None:
-        text = f"{clip(run.name, 80)} now takes {SIZE(after)}{weight}."
+        text = f"The model now takes {SIZE(after)}{weight}."
     elif after < before:
-        text = (
-            f"{clip(run.name, 80)} was reduced from {SIZE(before)} to {SIZE(after)}{weight}: {TIMES(before / after)} smaller."
-        )
+        text = f"{SIZE(before)} became {SIZE(after)}, {TIMES(before / after)} smaller{weight}."
     else:
-        text = f"{clip(run.name, 80)} did not become smaller: it took {SIZE(before)} and takes {SIZE(after)}{weight}."
+        text = f"The model did not become smaller: it took {SIZE(before)} and takes {SIZE(after)}{weight}."
     target = number(pick(run.summary, "size", "target_bytes"))
     if target is not None and after > target:
         text += f" That is above the target of {SIZE(target)}."
@@ -116,9 +113,7 @@ def _language(run: Run, key: str) -> str:
     else:
         verb = "fell" if end < start else "rose"
         moved = f"{verb} by {NATS(abs(end - start))} nats per token, from {NATS(start)} to {NATS(end)}"
-    between = [name for name in STEPS if name != run.final]
-    steps = [f"{NATS(value)} {STEPS[name]}" for name in between if (value := loss(run, name, key)) is not None]
-    return f"{where}, {meaning} {moved}{f' ({listed(steps)})' if steps else ''}: {verdict(start, end)}."
+    return f"{where}, {meaning} {moved}: {verdict(start, end)}."
 
 
 def _learning(run: Run) -> str:
@@ -133,11 +128,9 @@ def _learning(run: Run) -> str:
         (was, _), (now, count) = exact(run, before, split), exact(run, after, split)
         if now is None or not count:
             continue
-        known = [] if was is None else [f"{SHARE(was)} before reading"]
-        if after == "finished" and (read := exact(run, "adapted", split)[0]) is not None:
-            known.append(f"{SHARE(read)} before it was compressed further")
-        told = f" ({', '.join(known)})" if known else ""
-        parts.append(f"{SHARE(now)} of {words}{told}")
+        read = exact(run, "adapted", split)[0] if after == "finished" else None
+        further = "" if read is None else f", {SHARE(read)} before it was compressed further"
+        parts.append(f"{SHARE(now)} of {words}" + ("" if was is None else f" ({SHARE(was)} before reading{further})"))
         if was is not None:
             moved[split] = learned(was, now, count)
     if not parts:
