@@ -45,6 +45,7 @@ def test_headline_says_so_when_general_loss_rose(make_run, tmp_path, good, verb)
     assert verb in text
     assert "worse than the original" in text
     assert ("no gain" in text) is not good
+    assert text.count("Before reading it was") == 1
 
 
 def test_headline_says_so_when_nothing_became_smaller(full_run, edit):

@@ -122,20 +122,25 @@ def _learning(run: Run) -> str:
     if after is None:
         return "" if run.has("adapt") else "It has not been taught anything yet."
     before = before_reading(run)
+    earlier = {"Before reading": before} | ({"Before it was compressed further": "adapted"} if after == "finished" else {})
     parts: list[str] = []
+    was: dict[str, list[float | None]] = {when: [] for when in earlier}
     moved: dict[str, int] = {}
     for split, words in SPLITS.items():
-        (was, _), (now, count) = exact(run, before, split), exact(run, after, split)
+        now, count = exact(run, after, split)
         if now is None or not count:
             continue
-        read = exact(run, "adapted", split)[0] if after == "finished" else None
-        further = "" if read is None else f", {SHARE(read)} before it was compressed further"
-        parts.append(f"{SHARE(now)} of {words}" + ("" if was is None else f" ({SHARE(was)} before reading{further})"))
-        if was is not None:
-            moved[split] = learned(was, now, count)
+        parts.append(f"{SHARE(now)} of {words}")
+        for when, model in earlier.items():
+            was[when].append(exact(run, model, split)[0])
+        if (start := exact(run, before, split)[0]) is not None:
+            moved[split] = learned(start, now, count)
     if not parts:
         return ""
-    return f"From memory it now answers exactly {listed(parts)}. {_verdict(moved)}".rstrip()
+    known = [
+        f" {when} it was {listed([SHARE(share) for share in shares])}." for when, shares in was.items() if None not in shares
+    ]
+    return f"From memory it now answers exactly {listed(parts)}.{''.join(known)} {_verdict(moved)}".rstrip()
 
 
 def _verdict(moved: dict[str, int]) -> str:
