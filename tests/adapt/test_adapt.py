@@ -182,6 +182,22 @@ def test_a_gate_takes_back_only_as_much_as_it_must(compressed, reading, text_fil
         torch.testing.assert_close(values.detach(), before + kept)
 
 
+def test_the_rate_halves_where_nothing_is_kept_and_recovers(compressed, reading, text_file, monkeypatch):
+    reader = open_reader(compressed, None, text_file, settings(learning_rate=0.01))
+    prepare(reader)
+    course, resumed, saved, rates = Course(reader), Course(reader), reader.snapshot(), []
+    for loss in (9.0, 9.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0):
+        course.general = course.before = 3.0
+        monkeypatch.setattr(reader, "general_nats", lambda loss=loss: loss)
+        course.hold_back(saved)
+        rates.append(reader.learning_rate / 0.01)
+        so_far, rate = course.so_far(), reader.learning_rate
+        reader.learning_rate = 0.01
+        resumed.go_on(so_far, [])
+        assert reader.learning_rate == rate
+    assert rates == pytest.approx([1 / 2, 1 / 4, *(min(1, 1.25**kept / 4) for kept in range(1, 8))])
+
+
 @pytest.mark.parametrize("with_teacher", [True, False])
 def test_reading_as_a_whole_stays_within_the_allowance(compressed, reading, foreign_file, model_folder, tmp_path, with_teacher):
     chosen = settings(rounds=2, learning_rate=30, replay_weight=0, gate_nats=100, forget_nats=0.02, overshoot=50)

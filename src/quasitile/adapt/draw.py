@@ -16,7 +16,7 @@ def draw_back(values: Sequence[Tensor], start: Sequence[Tensor], rise: Callable[
     """Keep as much of what was learned as is allowed, on the straight line from the start.
 
     What is forgotten grows with the square of the way, and most answers stay right until a quarter of it is taken back: so
-    learning too much and drawing back teaches more than never learning too much (docs/results/learning.md).
+    learning too much and drawing back teaches more than never learning too much (docs/results/learning-tried.md).
 
     Args:
         values: What learned; changed in place.

@@ -131,7 +131,7 @@ class Reader:
     def expected_nats(self) -> float:
         """Nats a token of the text that decides in the end, as the original expects it; without it, of the text as it is.
 
-        With the original, the noise of a difference is half as large (docs/results/learning.md).
+        With the original, the noise of a difference is half as large (docs/results/learning-tried.md).
         """
         if self.teacher is None:
             return self.mean_over(self.judged, lambda windows: held_out_nats(self.model, windows))
@@ -227,6 +227,16 @@ class Reader:
                 local(values).copy_(torch.lerp(old, local(values), share))
         if not share:
             self.optimizer.state.clear()
+
+    @property
+    def learning_rate(self) -> float:
+        """That of the next step."""
+        return self.optimizer.param_groups[0]["lr"]
+
+    @learning_rate.setter
+    def learning_rate(self, rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
 
 
 def open_reader(model: str | Path, teacher: str | Path | None, text: str | Path, settings: AdaptSettings) -> Reader:

@@ -30,6 +30,7 @@ from quasitile.runtime import is_compressed, save_model, tiled_matrices
 
 MOST_RECALLED = 32  # questions whose answers are looked at before and after storing
 LEAST_SHARE = 0.25  # of what a section taught, below which it is undone
+SLOWER, FASTER = 0.5, 1.25  # the learning rate after a section that was undone, and after one that was kept
 
 
 def adapt(
@@ -177,6 +178,7 @@ class Course:
         self.reader = reader
         self.start, self.expected = reader.snapshot(), reader.expected_nats()
         self.general = self.before = reader.general_nats()
+        self.rate = reader.learning_rate
         self.answers: list[dict[str, Any]] = []
         self.taught: dict[str, Record] = {}  # by their ids, in the order of reading
         self.step = self.num_tokens = self.num_undone = 0
@@ -192,6 +194,7 @@ class Course:
             "taught": list(self.taught),
             "counts": [self.step, self.num_tokens, self.num_undone],
             "random": self.reader.rng.getstate(),
+            "learning_rate": self.reader.learning_rate,
         }
 
     def go_on(self, found: dict[str, Any], lessons: list[Lesson]) -> None:
@@ -201,6 +204,7 @@ class Course:
         self.answers = found["answers"]
         self.taught = {name: records[name] for name in found["taught"]}
         self.step, self.num_tokens, self.num_undone = found["counts"]
+        self.reader.learning_rate = found["learning_rate"]
         version, words, spare = found["random"]
         self.reader.rng.setstate((version, tuple(words), spare))
 
@@ -212,6 +216,7 @@ class Course:
         reader.choose(lesson)
         saved = reader.snapshot()
         earlier = list(self.taught.values())
+        rate = reader.learning_rate
         losses = self.teach(lesson, earlier, visit.num_steps)
         followed = self.follow_up(visit, asked, earlier)
         cost, kept = self.hold_back(saved)
@@ -230,6 +235,7 @@ class Course:
             "general_nats": cost,
             "kept_share": kept,
             "undone": not kept,
+            "learning_rate": rate,
             "num_blocks_trained": len(reader.chosen or []),
             "num_blocks": len(reader.blocks),
             "tokens_per_second": round(self.num_tokens / max(seconds, 1e-9), 1),
@@ -238,6 +244,9 @@ class Course:
 
     def hold_back(self, saved: list[list[Tensor]]) -> tuple[float, float]:
         """The gate: keep all of what a section taught, or as much of it as general loss allows, or nothing.
+
+        The first steps after nothing was kept are larger than those on the way, since the optimiser begins anew. So the rate
+        halves with every section that is undone, or few bits would undo one after another, and recovers where all is kept.
 
         Args:
             saved: The coefficients before the section.
@@ -252,8 +261,11 @@ class Course:
             reader.restore(saved, 0.5 if share else 0.0)
             if not share:
                 self.num_undone += 1
+                reader.learning_rate *= SLOWER
                 return cost, 0.0
             now = reader.general_nats()
+        if share == 1:
+            reader.learning_rate = min(FASTER * reader.learning_rate, self.rate)
         self.general = now
         return cost, share
 

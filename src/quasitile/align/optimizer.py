@@ -9,7 +9,7 @@ from quasitile.align.cutoffs import CutOffs
 from quasitile.align.settings import AlignSettings
 from quasitile.runtime import tiled_matrices
 
-FACTOR_RATE = 0.01  # the best of the rates that were tried, as those of entries (docs/results/learning.md)
+FACTOR_RATE = 0.01  # the best of the rates that were tried, as those of entries (docs/results/learning-tried.md)
 ENTRY_RATE, ENTRY_POWER, LARGEST_ENTRY_RATE = 0.003, -0.6, 0.004  # at a bit a weight, with the bits, below half a bit
 
 
