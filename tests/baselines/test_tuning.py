@@ -18,6 +18,7 @@ from quasitile.baselines.tuning import Source, batches_of, general_windows, ques
 from quasitile.checkpoint import stored_bytes
 from quasitile.compress.text import read_texts
 from quasitile.errors import InputError
+from quasitile.folders import read_jsonl
 from quasitile.runtime import tiled_matrices
 from quasitile.runtime.lora import adapter_base
 
@@ -174,7 +175,7 @@ def test_what_costs_general_text_too_much_is_drawn_back(changes, compressed, rea
 def test_an_adapter_is_evaluated_beside_the_model_it_belongs_to(kind, compressed, model_folder, reading, text_file, tmp_path):
     pytest.importorskip("peft")
     base = compressed if kind == "compressed" else model_folder
-    tune(base, reading, tmp_path / "lora", settings(train="lora", learning_rate=0.1))
+    tune(base, reading, tmp_path / "lora", settings(train="lora", learning_rate=0.1, max_sections=1))
     limits = EvaluateSettings(general_tokens=128, num_questions=4, num_open_questions=1, max_new_tokens=4)
     before = "aligned" if kind == "compressed" else "original"
     models = {before: base, "tuned": tmp_path / "lora"}
@@ -185,6 +186,10 @@ def test_an_adapter_is_evaluated_beside_the_model_it_belongs_to(kind, compressed
     numbers = sum(values.numel() for values in adapter.values())
     assert found["tuned"]["stored_parameters"] == found[before]["stored_parameters"] + numbers
     assert found["tuned"]["general"]["nats_per_token"] != found[before]["general"]["nats_per_token"]
+    taught = {record["metadata"]["id"] for record in read_jsonl(tmp_path / "lora" / "questions.jsonl")}
+    asked = {row["id"] for row in read_jsonl(tmp_path / "evaluation" / "answers.jsonl") if row["split"] == "train"}
+    assert asked
+    assert asked <= taught
 
 
 def test_an_adapter_finds_its_model_from_anywhere(model_folder, reading, tmp_path, monkeypatch):

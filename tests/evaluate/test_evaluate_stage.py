@@ -197,15 +197,15 @@ def test_questions_as_taught_are_about_the_sections_that_were_read(tmp_path, mak
     for file, rows in (("sections", [{**row, "split": "train"} for row in sections]), ("questions", questions)):
         (reading / f"{file}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    def asked(lines):
-        (adapted / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        records = read_battery(EvaluateSettings(num_questions=5), reading=reading, adapted=adapted).questions
+    def asked(taught):
+        (adapted / "questions.jsonl").write_text("".join(json.dumps(record) + "\n" for record in taught))
+        chosen = EvaluateSettings(num_questions=5)
+        records = read_battery(chosen, reading=reading, learned=[tmp_path / "elsewhere", adapted]).questions
         return [(record["metadata"]["split"], record["metadata"]["section"]) for record in records]
 
     held_out, everything = [("test", n) for n in range(5)], range(5)
-    read = [{"step": 1, "document": "a", "section": 3}, {"step": 2, "document": "a", "section": 1}]
-    assert asked(read) == [(split, n) for split in ("train", "phrasing") for n in (1, 3)] + held_out
-    for other in ([{"step": 1, "loss": 0.1}], [{"step": 1, "document": "z", "section": 1}]):
+    assert asked([questions[3], questions[1]]) == [(split, n) for split in ("train", "phrasing") for n in (1, 3)] + held_out
+    for other in ([], [make_question("Gap?", "1 eV", split="train", document="z", section=1)]):
         assert asked(other) == [(split, n) for split in ("train", "phrasing") for n in everything] + held_out
 
 

@@ -26,8 +26,9 @@ from quasitile.align.steps import held_out_nats
 from quasitile.baselines.lora import add_lora
 from quasitile.compress.refit import pack_within
 from quasitile.compress.text import read_texts, token_windows
+from quasitile.compress.windows import QUESTIONS
 from quasitile.errors import InputError
-from quasitile.folders import stage_folder
+from quasitile.folders import stage_folder, write_jsonl
 from quasitile.runtime import device_of, is_compressed, load_model, load_trainable, save_model, tiled_matrices, weight_bytes
 from quasitile.runtime.lora import adapter_bytes, known_layers, optional
 from quasitile.settings import ComputeSettings
@@ -98,6 +99,7 @@ def tune(
         loaded, tokenizer = (load_trainable if compressed else load_model)(model, device=device)
         limit = sum(matrix.payload.numel() for matrix in tiled_matrices(loaded).values())
         judged, replay = general_windows(tokenizer, read_texts(text), settings) if text is not None else (None, [])
+        write_jsonl(stage.path / QUESTIONS, [record for lesson in lessons for record in lesson.records])
         trained, seconds, num_tokens, kept = train(loaded, tokenizer, lessons, settings, replay, judged)
         if settings.train == "lora":
             if Path(model).is_dir():  # so that it is found from anywhere

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from quasitile.compress.windows import QUESTIONS
 from quasitile.errors import InputError
 from quasitile.evaluate.choices import Item, choices_from_questions, read_choices
 from quasitile.evaluate.entities import Sentence, read_conll
@@ -40,11 +41,12 @@ def read_battery(
     settings: EvaluateSettings, *, reading: str | Path | None = None, general: str | Path | None = None,
     domain: str | Path | None = None, entities: str | Path | Sequence[str | Path] | None = None,
     properties: str | Path | None = None, choices: str | Path | Mapping[str, str | Path] | None = None,
-    adapted: str | Path | None = None,
+    learned: Sequence[str | Path] = (),
 ) -> Battery:  # fmt: skip
     """Read the data that was given and sample it by the settings' seed and limits.
 
-    With `adapted`, a folder that `adapt` wrote, facts of training papers are asked from the sections it has read.
+    Facts of training papers are asked from the sections that the first of the folders `learned` names: `adapt` and `tune`
+    write there what they taught.
 
     Raises:
         InputError: A file is missing or is not as described in `docs/data.md`.
@@ -55,7 +57,7 @@ def read_battery(
     if domain is not None:
         battery.domain = read_texts(domain)
     if reading is not None:
-        taught = sections_read(adapted) if adapted is not None else set()
+        taught = next(filter(None, map(sections_taught, learned)), set())
         _add_reading(battery, Path(reading), settings, taught, with_domain=domain is None)
     sets = choices if isinstance(choices, Mapping) else {} if choices is None else {"general": choices}
     for name, path in sets.items():
@@ -101,11 +103,10 @@ def running_text(sections: Sequence[Mapping[str, Any]]) -> str:
     return "\n\n".join(part for section in sections for part in (section.get("title", ""), section["text"]) if part)
 
 
-def sections_read(adapted: str | Path) -> set[tuple[str, int]]:
-    """Document and number of every section that a model was taught, by the metrics beside it; none without them."""
-    metrics = Path(adapted) / "metrics.jsonl"
-    rows = read_jsonl(metrics) if metrics.is_file() else []
-    return {(row["document"], row["section"]) for row in rows if "section" in row}
+def sections_taught(model: str | Path) -> set[tuple[str, int]]:
+    """Document and number of every section that a model was taught, by the questions beside it; none without them."""
+    questions = Path(model) / QUESTIONS
+    return {place_of(record) for record in read_jsonl(questions)} if questions.is_file() else set()
 
 
 def place_of(record: dict[str, Any]) -> tuple[str, int]:
@@ -118,7 +119,7 @@ def _add_reading(
 ) -> None:
     """Take the questions, their contexts, choices and (if wanted) held-out text from a reading folder."""
     sections = read_jsonl(reading / "sections.jsonl")
-    questions = read_jsonl(reading / "questions.jsonl")
+    questions = read_jsonl(reading / QUESTIONS)
     if with_domain:
         held_out: dict[str, list[dict[str, Any]]] = {}
         for section in sections:
@@ -134,7 +135,7 @@ def _add_reading(
         battery.open_questions += sample(asked, settings.num_open_questions, settings.seed)
     for record in battery.open_questions:
         if place_of(record) not in texts:
-            raise InputError(f"{reading / 'questions.jsonl'}: {record['metadata']['id']} has no section; run `read` again")
+            raise InputError(f"{reading / QUESTIONS}: {record['metadata']['id']} has no section; run `read` again")
         battery.contexts.append(texts[place_of(record)])
     unseen = [record for record in questions if record["metadata"]["split"] != "train"] or questions
     unseen = sample(unseen, 4 * settings.num_choices, settings.seed)  # not every question makes an item

@@ -31,8 +31,8 @@ def evaluate(
     Args:
         models: Folders or hub names of some of `original`, `compressed`, `aligned`, `tuned`, `adapted`, `finished`.
         out: The folder to make.
-        reading: A reading folder: questions, and its held-out documents where `domain` is not given. Where `adapted` says
-            which sections it has read, questions on training papers are about those.
+        reading: A reading folder: questions, and its held-out documents where `domain` is not given. Where `adapted` or
+            `tuned` says what it was taught, questions on training papers are about those sections.
         general: Held-out general text, `.txt` or JSON lines with `text`.
         domain: Held-out text of the field, likewise, or with `sections`.
         entities: A CoNLL file split by the reading's documents, or one to learn from and one to test on.
@@ -50,7 +50,7 @@ def evaluate(
     check_models(models)
     battery = read_battery(
         settings, reading=reading, general=general, domain=domain, entities=entities, properties=properties,
-        choices=choices, adapted=models.get("adapted"),
+        choices=choices, learned=[models[name] for name in ("adapted", "tuned") if name in models],
     )  # fmt: skip
     inputs = {"models": dict(models), "reading": reading, "general": general, "domain": domain, "entities": entities,
               "properties": properties, "choices": choices}  # fmt: skip
