@@ -220,5 +220,7 @@ def test_says_when_answers_end_in_their_trace(folders, data, tmp_path, monkeypat
     said = []
     monkeypatch.setattr(measures, "ask", thinking)
     monkeypatch.setattr(measures, "say", said.append)
-    evaluate({"original": folders["original"]}, tmp_path / "out", settings=SMALL, **data)
-    assert "  2 of 9 answers did not get beyond their trace; set max_new_tokens higher" in said
+    line = "  2 of 9 answers did not get beyond their trace; set max_new_tokens higher"
+    for name, told in (("original", False), ("adapted", True)):
+        evaluate({name: folders[name]}, tmp_path / name, settings=SMALL, **data)
+        assert (line in said) is told

@@ -23,6 +23,8 @@ from quasitile.evaluate.settings import EvaluateSettings
 from quasitile.progress import say, track
 from quasitile.runtime import weight_bytes
 
+TAUGHT = ("tuned", "adapted", "finished")  # models that know what an answer looks like
+
 
 @dataclass
 class Subject:
@@ -123,7 +125,8 @@ def measure_answers(subject: Subject) -> dict[str, Any]:
         if num_cut:
             say(f"  {num_cut} of {len(rows)} contexts were longer than the model's window and lost their beginning")
         num_unended = sum(bool(row["trace"]) and not row["given"] for row in rows)
-        if num_unended:
+        # A model that was taught nothing ends here and there in what it takes for a trace; one that always does needs room.
+        if num_unended > (0 if subject.name in TAUGHT else len(rows) // 2):
             say(f"  {num_unended} of {len(rows)} answers did not get beyond their trace; set max_new_tokens higher")
         by_split = {split: [row for row in rows if row["split"] == split] for split in SPLITS}
         report[f"{book}_book"] = {split: answer_report(own) for split, own in by_split.items() if own}
