@@ -36,7 +36,7 @@ FOLDERS = {
 }
 DENSE = "adapted-dense"  # what has read as a dense checkpoint, while it is compressed further
 TYPICAL_BYTES = 2**34  # any number does, to see whether a size is one
-LEAST_TO_LEARN = 6.25  # per cent of the bytes: one bit a weight; at half a bit a third is learned (docs/results/learning.md)
+LEAST_TO_LEARN = 6.25  # per cent of the bytes: one bit a weight; at half a bit a quarter is learned (docs/results/learning.md)
 TITLES = {
     "inspect": "look at the model",
     "sample": "sample general text from the model",
