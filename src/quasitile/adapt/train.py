@@ -204,7 +204,7 @@ class Course:
         self.answers = found["answers"]
         self.taught = {name: records[name] for name in found["taught"]}
         self.step, self.num_tokens, self.num_undone = found["counts"]
-        self.reader.learning_rate = found["learning_rate"]
+        self.reader.learning_rate = found.get("learning_rate", self.rate)  # older states have none: it never changed
         version, words, spare = found["random"]
         self.reader.rng.setstate((version, tuple(words), spare))
 
